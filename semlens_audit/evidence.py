@@ -1,0 +1,120 @@
+"""The measured raw material of a verdict, as NumPy arrays: what `semlens_audit.index` stores and `semlens_audit.measure` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["ConceptProbes", "Evidence", "LayerEvidence"]
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """One layer's components.
+
+    Parameters
+    ----------
+    layer
+        Name of the layer.
+    reference_ids
+        (K, m) int64 sample ids of the reference samples, highest pooled activation first; -1 where there are fewer than m.
+    activations
+        (K, m) float64 pooled activations; 0 where the id is -1.
+    embeddings
+        (K, m, d) float32 foundation-model embeddings of the crops, unit length; zeros where the id is -1.
+    boxes
+        (K, m, 4) int32 crops x0, y0, x1, y1 in pixels of the network's input.
+    relevance
+        (N, C, K) float32 signed relevance of each component for each audited class, over all N samples; C in the order of
+        `Evidence.audited`.
+    conservation
+        (N, C) float32 relevance in the layer over relevance at the output.
+    dead
+        (K,) bool: never above zero on the data.
+    null_embeddings
+        (M, d) float32 embeddings of random crops whose sizes are distributed as the components' own.
+    attribution
+        Method and composite in words.
+    """
+
+    layer: str
+    reference_ids: np.ndarray
+    activations: np.ndarray
+    embeddings: np.ndarray
+    boxes: np.ndarray
+    relevance: np.ndarray
+    conservation: np.ndarray
+    dead: np.ndarray
+    null_embeddings: np.ndarray
+    attribution: str
+
+
+@dataclass(frozen=True)
+class ConceptProbes:
+    """What the foundation model makes of a concept's definition.
+
+    Parameters
+    ----------
+    text
+        (Q, T, d) float32: description x template, unit length; Q = 0 without descriptions or without a text tower.
+    examples
+        (E, d) float32: example crops, unit length; E = 0 without examples.
+    """
+
+    text: np.ndarray
+    examples: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything `semlens_audit.measure` needs.
+
+    Parameters
+    ----------
+    classes
+        Class names of the model, in output order.
+    audited
+        Indices into `classes` of the audited classes, in the order of the spec's classes.
+    class_names
+        Names of the audited classes in the spec, parallel to `audited`.
+    paths
+        N sample paths relative to the data's root; the position is the sample id.
+    labels
+        (N,) int64 index into `classes`.
+    logits
+        (N, len(classes)) float32 outputs.
+    image_embeddings
+        (N, d) float32 embeddings of the whole view.
+    attributes
+        concept attribute column -> (N,) int8, -1 where unknown.
+    probes
+        concept id -> probes.
+    empty_prompts
+        (T, d) float32 embeddings of each template filled with the empty string; T = 0 without text tower.
+    layers
+        One entry per audited layer.
+    stages
+        stage -> key it was read under.
+    """
+
+    classes: tuple[str, ...]
+    audited: tuple[int, ...]
+    class_names: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    logits: np.ndarray
+    image_embeddings: np.ndarray
+    attributes: dict[str, np.ndarray]
+    probes: dict[str, ConceptProbes]
+    empty_prompts: np.ndarray
+    layers: tuple[LayerEvidence, ...]
+    stages: dict[str, str] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    subject: dict[str, object] = field(default_factory=dict)
+    """weights_sha256, parameters, architecture of the loaded model."""
+    foundation: dict[str, object] = field(default_factory=dict)
+    """name, sha256, dimension, text (bool)."""
+    thumbnails: Callable[[str, int, int], tuple[bytes, bytes]] | None = None
+    """(layer, component, rank) -> JPEG bytes of crop and overlay."""

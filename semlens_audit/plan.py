@@ -1,0 +1,279 @@
+"""What is asked: the values of a spec and an audit file, validated and frozen.
+
+The field names are the keys that people write; `semlens_audit.spec` reads them from YAML with line numbers, and
+``semlens-audit schema`` exports them as JSON Schema.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Audit", "AuditPlan", "Check", "CheckKind", "ClassSpec", "Concept", "Criterion", "Data", "Example", "FoundationModel",
+    "MeasurementSettings", "ModelSource", "Preprocessing", "Responsible", "Role", "Severity", "Spec", "Subject",
+]
+
+Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
+Text = Annotated[str, Field(min_length=1, max_length=4000)]
+Role = Literal["valid", "spurious", "neutral"]
+Severity = Literal["critical", "major", "minor"]
+CheckKind = Literal[
+    "spurious_reliance", "valid_reliance", "unexplained_relevance", "concept_used", "concept_not_used",
+    "behavioural_effect", "clarity",
+]
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+
+
+class Example(_Asked):
+    """One example image of a concept."""
+
+    image: Text
+    """Path of the image, relative to the audit's ``examples_root`` (default: the spec's folder)."""
+    box: tuple[int, int, int, int] | None = None
+    """Region that shows the concept: x0, y0, x1, y1 in pixels of the image, x1 and y1 exclusive."""
+
+
+class Concept(_Asked):
+    """Something a model may look at, defined by descriptions, by example images, or by both."""
+
+    id: Identifier
+    title: str | None = Field(default=None, max_length=120)
+    role: Role
+    """Whether a decision may rest on it (valid), must not (spurious), or either (neutral), for every class."""
+    roles: dict[str, Role] = Field(default_factory=dict)
+    """Exceptions from `role`: class name of the spec -> role for that class."""
+    descriptions: tuple[Text, ...] = ()
+    examples: tuple[Example, ...] = ()
+    attribute: str | None = None
+    """Column of the audit's attributes file that says whether a sample holds this concept (default: `id`)."""
+    source: str | None = Field(default=None, max_length=1000)
+    """Citation for the role given to it."""
+    hazard: str | None = Field(default=None, max_length=1000)
+    """What goes wrong when a decision rests on it."""
+
+    def role_for(self, name: str) -> Role:
+        """Role of the concept for class `name` of the spec."""
+        return self.roles.get(name, self.role)
+
+    @property
+    def label(self) -> str:
+        """Title to print."""
+        return self.title or self.id.replace("_", " ").replace("-", " ")
+
+
+class ClassSpec(_Asked):
+    """A class whose decisions are audited."""
+
+    title: str | None = Field(default=None, max_length=120)
+    description: str | None = Field(default=None, max_length=1000)
+
+
+class Criterion(_Asked):
+    """Acceptance criterion: exactly one of the two bounds."""
+
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @property
+    def operator(self) -> Literal["at_most", "at_least"]:
+        """The bound that is set."""
+        return "at_most" if self.at_most is not None else "at_least"
+
+    @property
+    def threshold(self) -> float:
+        """The value of the bound that is set."""
+        value = self.at_most if self.at_most is not None else self.at_least
+        if value is None:
+            raise ValueError("criterion without a bound")
+        return value
+
+
+class Check(_Asked):
+    """One requirement with its acceptance criterion and the reason for its threshold."""
+
+    id: Identifier
+    kind: CheckKind
+    for_class: str = Field(alias="class")
+    concepts: tuple[Identifier, ...] = ()
+    """Concepts concerned; empty means every concept of the role that `kind` speaks of."""
+    layers: tuple[str, ...] = ()
+    """Layers concerned; empty means every layer of the audit. Not for behavioural effects, which need none."""
+    statement: Text
+    criterion: Criterion
+    rationale: Text
+    severity: Severity = "major"
+    supports: tuple[Text, ...] = ()
+    """Controls this check supports evidence for, e.g. ``EU AI Act Art. 10``."""
+
+
+class Spec(_Asked):
+    """A declarative specification: classes, concepts and checks; no model, no data."""
+
+    spec: Identifier
+    version: Text
+    title: Text
+    purpose: Text
+    classes: dict[str, ClassSpec] = Field(min_length=1)
+    concepts: tuple[Concept, ...] = Field(min_length=1)
+    checks: tuple[Check, ...] = Field(min_length=1)
+    templates: tuple[Text, ...] = ("{}", "a photo of {}", "a close-up of {}", "an image showing {}")
+    """Prompt templates; ``{}`` is replaced by each description and by the empty prompt."""
+
+    def concept(self, identifier: str) -> Concept:
+        """The concept with that id."""
+        return next(concept for concept in self.concepts if concept.id == identifier)
+
+
+class Responsible(_Asked):
+    """A person who answers for the audit."""
+
+    name: Text
+    role: Text
+    organisation: str | None = None
+
+
+class ModelSource(_Asked):
+    """Where a network comes from."""
+
+    source: Literal["timm", "torchvision", "open_clip", "code"]
+    name: Text
+    """timm / torchvision / open_clip architecture, or ``path.py:function`` for own code (needs ``--allow-code``)."""
+    weights: str | None = None
+    """Local ``.safetensors`` or ``.pt`` / ``.pth`` state dict, relative to the audit file, or ``phantom:NAME`` for one shipped
+    with the tool. For open_clip: a model directory. Left out: whatever own code returns."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the architecture."""
+
+
+class Preprocessing(_Asked):
+    """From a decoded RGB image to the network's input."""
+
+    resize: int | None = Field(default=None, ge=8, le=4096)
+    """Length of the short side after resizing (bicubic, antialiased); none: resize straight to `size`."""
+    size: int = Field(default=224, ge=8, le=4096)
+    """Side of the square input (centre crop after `resize`), pixels."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+
+class Subject(_Asked):
+    """The audited model."""
+
+    name: Text
+    version: str | None = None
+    intended_purpose: str | None = Field(default=None, max_length=4000)
+    model: ModelSource
+    preprocessing: Preprocessing = Preprocessing()
+    classes: tuple[str, ...] | str
+    """Class names in the order of the model's outputs, or the path of a JSON list."""
+    class_map: dict[str, str] = Field(default_factory=dict)
+    """Class name of the spec -> class name of the model, where they differ."""
+
+
+class Data(_Asked):
+    """The test data."""
+
+    source: Literal["folder", "csv", "phantom"]
+    path: str | None = None
+    """folder: root with one sub-folder per class, or with images only when `labels` is given. csv: folder of the images."""
+    labels: str | None = None
+    """CSV with one row per image."""
+    image_column: str = "path"
+    label_column: str = "label"
+    image_suffix: str = ""
+    """Appended to the value of `image_column`, e.g. ``.jpg``."""
+    attributes: str | None = None
+    """CSV with the image column and one 0/1 column per concept."""
+    pattern: str | None = None
+    """folder: regular expression with a group ``class_index`` read from the file name instead of sub-folders."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only that many samples, evenly spread over the sorted list."""
+    samples: int = Field(default=400, ge=2)
+    """phantom: how many images to render."""
+    seed: int = 0
+    """phantom: seed of the rendering."""
+    description: str | None = Field(default=None, max_length=2000)
+
+
+class FoundationModel(_Asked):
+    """The model that gives crops and prompts a common meaning."""
+
+    source: Literal["open_clip", "timm"]
+    name: Text = "phantom:clip"
+    """open_clip: ``phantom:clip``, a model directory, or an architecture name together with `weights`. timm: architecture."""
+    weights: str | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    """timm only; open_clip brings its own."""
+    statement: str | None = Field(default=None, max_length=2000)
+    """What this model can and cannot tell in this domain; printed in the report."""
+
+
+class MeasurementSettings(_Asked):
+    """How the quantities are measured; every value is recorded in the report."""
+
+    reference_samples: int = Field(default=30, ge=2, le=1000)
+    pooling: Literal["max", "mean"] = "max"
+    attribution: Literal["lrp", "activation_x_gradient"] = "lrp"
+    crop_blur: int = Field(default=51, ge=1, le=501)
+    """Side of the Gaussian blur kernel at 224 px, scaled with the input size."""
+    crop_threshold: float = Field(default=0.01, gt=0, lt=1)
+    """Share of the heatmap's maximum that is kept."""
+    crop_minimum: int = Field(default=32, ge=1)
+    """Smallest side of a crop, pixels of the network's input."""
+    probe: Literal["template_difference", "cosine_difference"] = "template_difference"
+    significance: float = Field(default=3.0, gt=0)
+    """Least z of an alignment against random reference sets."""
+    false_discovery_rate: float = Field(default=0.05, gt=0, lt=1)
+    null_sets: int = Field(default=1000, ge=100)
+    """Random reference sets that make up the null distribution."""
+    bootstrap: int = Field(default=1000, ge=100)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    minimum_samples: int = Field(default=30, ge=2)
+    """Fewer samples of a class than this: not measured."""
+    minimum_counterexamples: int = Field(default=5, ge=1)
+    """Fewer samples than this in a cell of class x presence: the behavioural effect is not measured."""
+    batch_size: int = Field(default=64, ge=1)
+
+
+class Audit(_Asked):
+    """Binds a spec to a model, its data and a foundation model."""
+
+    audit: Identifier
+    title: Text
+    spec: Text
+    subject: Subject
+    layers: tuple[Text, ...] = Field(min_length=1)
+    data: Data
+    foundation_model: FoundationModel = FoundationModel(source="open_clip")
+    examples_root: str | None = None
+    measurement: MeasurementSettings = MeasurementSettings()
+    seed: int = 0
+    responsible: tuple[Responsible, ...] = ()
+    limitations: tuple[Text, ...] = ()
+    """What the authors of the audit know it does not show; printed in the report."""
+    store: str = "../.semlens/{audit}.duckdb"
+    """Path of the store, relative to the audit file."""
+    reports: str = "../reports"
+    """Folder of the reports, relative to the audit file."""
+
+
+class AuditPlan(_Asked):
+    """A spec and an audit, checked against each other; nothing is loaded yet."""
+
+    spec: Spec
+    audit: Audit
+    spec_file: str
+    audit_file: str
+    spec_digest: str
+    """SHA-256 of the spec file's bytes."""
+    audit_digest: str
+    """SHA-256 of the audit file's bytes."""
+    check_lines: dict[str, int] = Field(default_factory=dict)
+    """check id -> 1-based line of the spec file."""

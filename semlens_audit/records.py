@@ -1,0 +1,330 @@
+"""What was found: the frozen values of ``results.json``, from which every page, screen and exit code derives.
+
+No value is NaN or infinite; what could not be measured carries a reason instead of a number.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from semlens_audit.errors import ExitCode
+from semlens_audit.plan import CheckKind, Criterion, MeasurementSettings, Responsible, Role, Severity
+
+__all__ = [
+    "SCHEMA_VERSION", "AuditRecord", "ClassLayer", "ComponentRecord", "ConceptRecord", "DataRecord", "EffectRecord", "Environment",
+    "Finding", "FoundationRecord", "Identity", "Interval", "LayerRecord", "Measurement", "PresenceRecord", "ReferenceRecord",
+    "ReferenceImage", "State", "SubjectRecord", "ToolRecord", "Verdict",
+]
+
+SCHEMA_VERSION = "1.0"
+
+State = Literal["satisfied", "not_satisfied", "inconclusive", "not_measured"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Interval(_Record):
+    """A two-sided confidence interval."""
+
+    low: float
+    high: float
+    level: float = Field(gt=0, lt=1)
+    """Nominal coverage, e.g. 0.95."""
+    method: str
+    """How it was obtained, e.g. ``bootstrap over samples and reference samples, 1000 draws``."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Interval:
+        if self.low > self.high:
+            raise ValueError(f"interval upside down: {self.low} > {self.high}")
+        return self
+
+
+class Measurement(_Record):
+    """One number with unit, interval and sample size, or the reason why there is none."""
+
+    quantity: str
+    """Name of the quantity: ``reliance``, ``behavioural effect``, ``clarity``."""
+    unit: Literal["share", "logits", "cosine"]
+    """share: of the class's relevance in the layer, 0 to 1. logits: change of the class margin. cosine: -1 to 1."""
+    value: float | None = None
+    interval: Interval | None = None
+    n: int = Field(ge=0)
+    """Samples it rests on."""
+    not_measured: str | None = None
+    """Reason in one sentence, where `value` is none."""
+
+    @model_validator(mode="after")
+    def _measured_or_reason(self) -> Measurement:
+        if (self.value is None) == (self.not_measured is None):
+            raise ValueError("a measurement has either a value or a reason for its absence")
+        if self.value is not None and self.interval is None:
+            raise ValueError("a measured value needs an interval")
+        return self
+
+
+class Finding(_Record):
+    """One check held against one measurement."""
+
+    check: str
+    kind: CheckKind
+    class_name: str
+    """Class of the spec."""
+    layer: str | None
+    """None for the behavioural line of evidence, which looks at no layer."""
+    concepts: tuple[str, ...]
+    line: Literal["mechanistic", "behavioural"]
+    statement: str
+    criterion: Criterion
+    rationale: str
+    severity: Severity
+    supports: tuple[str, ...] = ()
+    measurement: Measurement
+    state: State
+    explanation: str
+    """One sentence for the reader: what the interval says about the criterion."""
+    components: tuple[int, ...] = ()
+    """Components of the layer that carry the finding, most relevant first; keys into `LayerRecord.components`."""
+    spec_line: int | None = None
+
+
+class Verdict(_Record):
+    """Over all findings; the only source of the exit code."""
+
+    state: State
+    exit_code: ExitCode
+    headline: str
+    """One sentence: what was found, naming classes and concepts."""
+    satisfied: int = 0
+    not_satisfied: int = 0
+    inconclusive: int = 0
+    not_measured: int = 0
+    agreement: tuple[str, ...] = ()
+    """Per concept that either line of evidence speaks against: whether the two lines agree, and if not, why."""
+
+
+class Identity(_Record):
+    """Name and content digest of something the audit rests on."""
+
+    name: str
+    sha256: str
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class SubjectRecord(_Record):
+    """The audited model."""
+
+    name: str
+    version: str | None
+    intended_purpose: str | None
+    architecture: str
+    source: str
+    weights_sha256: str
+    """Of the tensors by name, dtype, shape and bytes, whatever file they came from."""
+    parameters: int
+    preprocessing: dict[str, Any]
+    classes: tuple[str, ...]
+    accuracy: float | None = None
+    """Share of test samples whose predicted class is their label."""
+
+
+class DataRecord(_Record):
+    """The test data."""
+
+    source: str
+    description: str | None
+    sha256: str
+    """Of the manifest: sorted (relative path, content digest, label)."""
+    samples: int
+    per_class: dict[str, int]
+    """Class of the model -> samples."""
+    skipped: tuple[str, ...] = ()
+    """Files that could not be read, with the reason."""
+    attributes: tuple[str, ...] = ()
+    """Columns that say which sample holds which concept."""
+
+
+class FoundationRecord(_Record):
+    """The foundation model."""
+
+    name: str
+    source: str
+    sha256: str
+    dimension: int
+    text: bool
+    """Whether it embeds text; without, concepts are defined by example images only."""
+    statement: str
+    """What it can and cannot tell."""
+
+
+class ConceptRecord(_Record):
+    """A concept as the record's pages name it."""
+
+    id: str
+    label: str
+    role: Role
+    roles: dict[str, Role] = Field(default_factory=dict)
+    descriptions: tuple[str, ...] = ()
+    examples: int = 0
+    """How many example images define it."""
+    source: str | None = None
+    hazard: str | None = None
+    presence_auroc: float | None = None
+    """How well the foundation model tells samples with the concept from those without, where an attribute column says which
+    they are: area under the ROC curve, 0 to 1."""
+
+
+class ReferenceImage(_Record):
+    """One reference sample of a component."""
+
+    sample: str
+    """Path of the sample, relative to the data's root."""
+    activation: float
+    box: tuple[int, int, int, int]
+    """Crop x0, y0, x1, y1 in pixels of the network's input."""
+    crop: str
+    """Key into `AuditRecord.images`: the crop (JPEG)."""
+    overlay: str
+    """Key into `AuditRecord.images`: the whole input with heatmap and box (JPEG)."""
+
+
+class ComponentRecord(_Record):
+    """A component of a layer, seen from one class."""
+
+    component: int
+    share: Share
+    """Mean share of the class's relevance in the layer."""
+    interval: Interval | None = None
+    signed: float
+    """Mean signed relevance over mean absolute relevance, -1 (against the class) to 1 (for it)."""
+    assigned: str | None
+    """Concept it is assigned to; none: unexplained."""
+    best: str | None
+    """Concept of the highest z, significant or not."""
+    alignment: dict[str, float]
+    """concept -> cosine."""
+    z: dict[str, float]
+    """concept -> z against random reference sets."""
+    clarity: float | None
+    dead: bool = False
+    """Never above zero on the data."""
+    references: tuple[ReferenceImage, ...] = ()
+    """Evidence; only for the components that pages show."""
+
+
+class ReferenceRecord(_Record):
+    """Calibration of one concept in one layer: alignment of random reference sets."""
+
+    concept: str
+    null_mean: float
+    null_deviation: float = Field(ge=0)
+
+
+class LayerRecord(_Record):
+    """One audited layer."""
+
+    layer: str
+    components: int
+    dead: int
+    attribution: str
+    """Method that gave the relevance, with the composite."""
+    conservation: float | None = None
+    """Median of (relevance in the layer) / (relevance at the output); 1 is conserved."""
+    clarity: Measurement
+    calibration: tuple[ReferenceRecord, ...] = ()
+
+
+class ClassLayer(_Record):
+    """How one class's relevance in one layer divides over concepts."""
+
+    class_name: str
+    layer: str
+    samples: int
+    concepts: dict[str, Measurement]
+    """concept -> reliance."""
+    valid: Measurement
+    spurious: Measurement
+    neutral: Measurement
+    unexplained: Measurement
+    components: tuple[ComponentRecord, ...]
+    """All components, most relevant first."""
+
+
+class PresenceRecord(_Record):
+    """How often a concept is present, by class: the cells that a behavioural effect rests on."""
+
+    source: Literal["foundation model", "attributes"]
+    present: dict[str, int]
+    """class of the model -> samples that hold the concept."""
+    absent: dict[str, int]
+    separability: float | None = None
+    """Share of the presence score's variance between present and absent (Otsu), 0 to 1; low means hard to tell apart."""
+
+
+class EffectRecord(_Record):
+    """The behavioural line of evidence for one class and concept."""
+
+    class_name: str
+    concept: str
+    effect: Measurement
+    presence: PresenceRecord
+
+
+class ToolRecord(_Record):
+    """The tool that made the record."""
+
+    name: str = "semlens-audit"
+    version: str
+    revision: str | None = None
+    """Git commit of a source checkout, with ``+dirty`` where files differ."""
+
+
+class Environment(_Record):
+    """Where the run took place."""
+
+    python: str
+    platform: str
+    packages: dict[str, str]
+    threads: int
+
+
+class AuditRecord(_Record):
+    """Everything a reader of a report sees."""
+
+    schema_version: str = SCHEMA_VERSION
+    tool: ToolRecord
+    created: str
+    """UTC, ISO 8601."""
+    title: str
+    audit: Identity
+    spec: Identity
+    purpose: str
+    responsible: tuple[Responsible, ...] = ()
+    subject: SubjectRecord
+    data: DataRecord
+    foundation_model: FoundationRecord
+    settings: MeasurementSettings
+    seed: int
+    concepts: tuple[ConceptRecord, ...]
+    layers: tuple[LayerRecord, ...]
+    class_layers: tuple[ClassLayer, ...]
+    effects: tuple[EffectRecord, ...]
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+    limitations: tuple[str, ...]
+    environment: Environment
+    command: str
+    """Command that reproduces the run, from the repository's root."""
+    stages: dict[str, str] = Field(default_factory=dict)
+    """stage -> key (content digest) of what was read from the store."""
+    images: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the file -> JPEG, base64."""
+
+    def concept(self, identifier: str) -> ConceptRecord:
+        """The concept with that id."""
+        return next(concept for concept in self.concepts if concept.id == identifier)
