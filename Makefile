@@ -1,0 +1,63 @@
+# make demo   audit the two phantom models: one decides by a ruler, its twin does not
+# make test   lint, unit tests, end-to-end tests, coverage
+# Both create .venv and install into it what constraints.txt names.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# one thread a process: two test workers then share two cores without thrashing
+WORKERS ?= 2
+APT := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz0b libharfbuzz-subset0 fonts-dejavu-core
+
+.PHONY: help install system pango demo test unit lint bench wheel clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     audit the two phantom models and write their reports to reports/"
+	@echo "make test     lint and test, with coverage"
+	@echo "make lint     ruff, mypy, import contracts"
+	@echo "make bench    what each stage costs, as a table"
+	@echo "make wheel    build the wheel into dist/"
+	@echo "make system   install the system libraries of the PDF report (Debian, as root)"
+	@echo "make clean    remove .venv, caches and stores; reports stay"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "No virtual environment could be made with '$(PYTHON)': Python >= 3.11 with venv is needed (Debian: apt-get install python3-venv)."; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python >= 3.11 is needed; choose one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $@
+
+install: $(VENV)/installed
+
+system:
+	apt-get update -qq && apt-get install -y --no-install-recommends $(APT)
+
+pango: $(VENV)/installed
+	@$(BIN)/python -c 'import weasyprint' >/dev/null 2>&1 || { \
+	  echo "Pango is missing: reports are written as HTML, not as PDF."; \
+	  echo "On Debian or Ubuntu: apt-get install -y $(APT)"; }
+
+demo: $(VENV)/installed pango
+	$(BIN)/semlens-audit demo --out .
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q
+
+test: $(VENV)/installed pango lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
+
+bench: $(VENV)/installed
+	$(BIN)/python -m tests.benchmarks.bench
+
+wheel: $(VENV)/installed
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) .semlens build dist .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
