@@ -84,7 +84,12 @@ class RichProgress:
 
     def __init__(self, console: Console) -> None:
         from rich.progress import (
-            BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn,
+            BarColumn,
+            MofNCompleteColumn,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
         )
         from rich.progress import Progress as Bars
 
