@@ -1,0 +1,137 @@
+"""Significance of alignment against random reference sets, and the assignment that follows from it.
+
+Shapes use K components, J concepts, P probes, S random sets, M random crops, d dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from semlens_audit.scores import EPSILON, ProbeSet, alignment
+from semlens_audit.statistics import benjamini_hochberg, normal_tail
+
+__all__ = ["Calibration", "assign", "calibrate", "concept_z", "false_discovery_mask"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Null distribution of alignment: what random sets of reference samples reach.
+
+    Parameters
+    ----------
+    mean, deviation
+        (P,) of the alignment of random sets with each probe.
+    concept_mean, concept_deviation
+        (J,) of the largest standardised alignment over a concept's probes; removes the advantage of many descriptions.
+    """
+
+    mean: np.ndarray
+    deviation: np.ndarray
+    concept_mean: np.ndarray
+    concept_deviation: np.ndarray
+
+
+def calibrate(pool: np.ndarray, m: int, sets: int, probes: ProbeSet, rng: np.random.Generator) -> Calibration:
+    """Distribution of alignment under "the reference samples are m random samples of the data set".
+
+    The mean over *components* is never used: a dominant shortcut would become the mean it is compared with.
+
+    Parameters
+    ----------
+    pool
+        (M, d) unit-length embeddings of random crops.
+    m
+        Reference samples per set.
+    sets
+        Number of random sets S.
+
+    Raises
+    ------
+    ValueError
+        If the pool holds fewer than m crops.
+    """
+    if len(pool) < m:
+        raise ValueError(f"{len(pool)} random crops are too few for sets of {m}")
+    means = np.empty((sets, pool.shape[1]), dtype=np.float64)
+    for row in range(sets):
+        means[row] = pool[rng.choice(len(pool), size=m, replace=False)].mean(axis=0)
+    null = alignment(means, probes)
+    mean, deviation = null.mean(axis=0), null.std(axis=0, ddof=1)
+    largest = _largest(_standardise(null, mean, deviation), probes)
+    return Calibration(mean, deviation, largest.mean(axis=0), largest.std(axis=0, ddof=1))
+
+
+def _standardise(values: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    return (values - mean) / np.maximum(deviation, EPSILON)
+
+
+def _largest(z: np.ndarray, probes: ProbeSet) -> np.ndarray:
+    """(n, P) -> (n, J): largest value over each concept's probes."""
+    out = np.full((*z.shape[:-1], probes.count), -np.inf)
+    for concept in range(probes.count):
+        out[..., concept] = z[..., probes.concepts == concept].max(axis=-1)
+    return out
+
+
+def concept_z(values: np.ndarray, calibration: Calibration, probes: ProbeSet) -> np.ndarray:
+    """Z of each concept against random reference sets.
+
+    Parameters
+    ----------
+    values
+        (..., P) alignments.
+
+    Returns
+    -------
+    numpy.ndarray
+        (..., J): largest standardised alignment over a concept's probes, standardised by its own null distribution.
+    """
+    largest = _largest(_standardise(values, calibration.mean, calibration.deviation), probes)
+    return _standardise(largest, calibration.concept_mean, calibration.concept_deviation)
+
+
+def false_discovery_mask(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float) -> np.ndarray:
+    """Significant (component, concept) pairs.
+
+    Parameters
+    ----------
+    z
+        (K, J)
+    eligible
+        (K,) bool: components that have reference samples; the others are never significant and not counted as tests.
+    least
+        Least z.
+    rate
+        False-discovery rate over all eligible pairs.
+
+    Returns
+    -------
+    numpy.ndarray
+        (K, J) bool
+    """
+    mask = np.zeros(z.shape, dtype=bool)
+    if eligible.any() and z.shape[1]:
+        tested = z[eligible]
+        mask[eligible] = (tested >= least) & (benjamini_hochberg(normal_tail(tested)) <= rate)
+    return mask
+
+
+def assign(z: np.ndarray, significant: np.ndarray) -> np.ndarray:
+    """Concept of the highest significant z, or -1.
+
+    Parameters
+    ----------
+    z, significant
+        (..., J)
+
+    Returns
+    -------
+    numpy.ndarray
+        (...) int64; ties go to the concept that the spec names first.
+    """
+    if z.shape[-1] == 0:
+        return np.full(z.shape[:-1], -1, dtype=np.int64)
+    masked = np.where(significant, z, -np.inf)
+    return np.where(significant.any(axis=-1), masked.argmax(axis=-1), -1)

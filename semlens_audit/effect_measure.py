@@ -1,0 +1,96 @@
+"""Measured behavioural effects: `semlens_audit.behaviour` applied to the evidence of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from semlens_audit import behaviour
+from semlens_audit.assignment import LOGITS, build_probes, generator, interval
+from semlens_audit.checks import Quantity
+from semlens_audit.evidence import Evidence
+from semlens_audit.plan import AuditPlan
+from semlens_audit.records import EffectRecord, Measurement, PresenceRecord
+from semlens_audit.statistics import auroc
+
+__all__ = ["effect_quantities", "measure_effects"]
+
+
+def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRecord], dict[str, float]]:
+    """Behavioural effect of every concept on every audited class, from each source of presence there is."""
+    settings, concepts = plan.audit.measurement, plan.spec.concepts
+    centre = evidence.image_embeddings.astype(np.float64).mean(axis=0)
+    pools = [layer.null_embeddings.astype(np.float64).mean(axis=0) for layer in evidence.layers]
+    probes = build_probes(plan, evidence, np.mean(pools, axis=0), centre)
+    seen = [
+        behaviour.presence_from_embeddings(evidence.image_embeddings.astype(np.float64), probes, index)
+        for index in range(len(concepts))
+    ]
+    told = {
+        index: behaviour.presence_from_attribute(evidence.attributes[concept.attribute or concept.id])
+        for index, concept in enumerate(concepts)
+        if (concept.attribute or concept.id) in evidence.attributes
+    }
+    aurocs: dict[str, float] = {}
+    for index, presence in told.items():
+        area = auroc(seen[index].score[presence.known], presence.present[presence.known])
+        if area is not None:
+            aurocs[concepts[index].id] = area
+    records: list[EffectRecord] = []
+    for position, name in enumerate(evidence.class_names):
+        margin = behaviour.class_margin(evidence.logits, evidence.audited[position])
+        sources = [seen]
+        if told:
+            sources.insert(0, [told.get(index, seen[index]) for index in range(len(concepts))])
+        for number, presences in enumerate(sources):
+            results = behaviour.effects(
+                margin,
+                evidence.labels,
+                presences,
+                bootstrap=settings.bootstrap,
+                minimum_cell=settings.minimum_counterexamples,
+                minimum_samples=settings.minimum_samples,
+                rng=generator(plan, "effects", name, str(number)),
+            )
+            for concept, presence, result in zip(concepts, presences, results, strict=True):
+                if number and presence.source == "foundation model" and not told:
+                    continue
+                if told and number == 0 and presence.source != "attributes":
+                    continue
+                records.append(_effect_record(plan, evidence, name, concept.id, presence, result))
+    return records, aurocs
+
+
+def _effect_record(
+    plan: AuditPlan, evidence: Evidence, name: str, concept: str, presence: behaviour.Presence, result: behaviour.Effect
+) -> EffectRecord:
+    if result.value is None:
+        effect = Measurement(quantity="behavioural effect", unit="logits", n=result.n, not_measured=result.reason)
+    else:
+        spread = interval(plan, result.value, result.draws, "test samples", LOGITS)
+        effect = Measurement(quantity="behavioural effect", unit="logits", value=result.value, interval=spread, n=result.n)
+    on, off = presence.present & presence.known, ~presence.present & presence.known
+    counts = [
+        {label: int((mask & (evidence.labels == index)).sum()) for index, label in enumerate(evidence.classes)}
+        for mask in (on, off)
+    ]
+    record = PresenceRecord(
+        source="attributes" if presence.source == "attributes" else "foundation model",
+        present=counts[0],
+        absent=counts[1],
+        separability=presence.separability,
+    )
+    return EffectRecord(class_name=name, concept=concept, effect=effect, presence=record)
+
+
+def effect_quantities(quantities: Sequence[Quantity], effects: Sequence[EffectRecord]) -> dict[str, Measurement]:
+    """The effects that checks ask for: from attributes where they are known, else as the foundation model sees presence."""
+    values: dict[str, Measurement] = {}
+    for quantity in quantities:
+        if quantity.kind != "behavioural_effect":
+            continue
+        matching = [e for e in effects if e.class_name == quantity.class_name and e.concept == quantity.concepts[0]]
+        preferred = sorted(matching, key=lambda e: e.presence.source != "attributes")
+        values[quantity.key] = quantity.transform(preferred[0].effect)
+    return values

@@ -1,0 +1,291 @@
+"""From evidence to measurements: assignment of components, reliance of classes, behavioural effects, each with its interval.
+
+Reads NumPy arrays only, so that a verdict is re-decided without the model, the data or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from semlens_audit import scores
+from semlens_audit.assignment import COSINE, SHARE, AssignedLayer, assign_layer, generator, interval
+from semlens_audit.checks import Quantity
+from semlens_audit.digest import digest
+from semlens_audit.effect_measure import effect_quantities, measure_effects
+from semlens_audit.evidence import Evidence
+from semlens_audit.plan import AuditPlan
+from semlens_audit.records import (
+    ClassLayer,
+    ComponentRecord,
+    EffectRecord,
+    Interval,
+    LayerRecord,
+    Measurement,
+    ReferenceRecord,
+)
+
+__all__ = ["VERSION", "Measurements", "measure", "measurement_key"]
+
+VERSION = 1
+"""Raised whenever a change here changes a number; part of every cache key."""
+
+
+class Measurements(BaseModel):
+    """All measured values of one audit; what the store caches under `measurement_key`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    layers: tuple[LayerRecord, ...]
+    class_layers: tuple[ClassLayer, ...]
+    effects: tuple[EffectRecord, ...]
+    quantities: dict[str, Measurement]
+    presence_auroc: dict[str, float] = Field(default_factory=dict)
+    accuracy: float | None
+    per_class: dict[str, int]
+
+
+def measurement_key(plan: AuditPlan, stages: dict[str, str], quantities: Sequence[Quantity]) -> str:
+    """Digest of everything that `measure` depends on: evidence, definitions, settings; not criteria, titles or texts."""
+    concepts = [
+        (
+            concept.id,
+            concept.role,
+            concept.roles,
+            concept.descriptions,
+            concept.attribute,
+            [example.model_dump(mode="json") for example in concept.examples],
+        )
+        for concept in plan.spec.concepts
+    ]
+    return digest(
+        {
+            "version": VERSION,
+            "stages": stages,
+            "concepts": concepts,
+            "templates": plan.spec.templates,
+            "classes": list(plan.spec.classes),
+            "map": plan.audit.subject.class_map,
+            "seed": plan.audit.seed,
+            "settings": plan.audit.measurement.model_dump(mode="json", exclude={"batch_size"}),
+            "quantities": sorted(quantity.key for quantity in quantities),
+        }
+    )
+
+
+def measure(
+    plan: AuditPlan,
+    evidence: Evidence,
+    quantities: Sequence[Quantity],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Measurements:
+    """Measure everything that the plan's checks and the report need.
+
+    Parameters
+    ----------
+    quantities
+        What the checks ask for, see `semlens_audit.checks.quantities`.
+    progress
+        Called with the number of finished layers and classes.
+
+    Raises
+    ------
+    DataError
+        If there are too few random crops to calibrate on.
+    SpecError
+        If a concept has no probe that the foundation model can embed.
+    """
+    step = progress or (lambda _: None)
+    concept_ids = [concept.id for concept in plan.spec.concepts]
+    layers: list[LayerRecord] = []
+    class_layers: list[ClassLayer] = []
+    found: dict[str, Measurement] = {}
+    for source in evidence.layers:
+        layer = assign_layer(plan, evidence, source)
+        step(1)
+        layers.append(_layer_record(plan, layer, concept_ids))
+        for position, name in enumerate(evidence.class_names):
+            asked = [q for q in quantities if q.layer == source.layer and q.class_name == name]
+            record, values = _measure_class(plan, evidence, layer, position, name, asked)
+            class_layers.append(record)
+            found.update(values)
+            step(1)
+    effects, aurocs = measure_effects(plan, evidence)
+    found.update(effect_quantities(quantities, effects))
+    predicted = evidence.logits.argmax(axis=1)
+    return Measurements(
+        layers=tuple(layers),
+        class_layers=tuple(class_layers),
+        effects=tuple(effects),
+        quantities=found,
+        presence_auroc=aurocs,
+        accuracy=float((predicted == evidence.labels).mean()) if len(predicted) else None,
+        per_class={name: int((evidence.labels == index).sum()) for index, name in enumerate(evidence.classes)},
+    )
+
+
+def _layer_record(plan: AuditPlan, layer: AssignedLayer, concepts: list[str]) -> LayerRecord:
+    known = ~np.isnan(layer.clarity) & ~layer.source.dead
+    if known.any():
+        value = float(layer.clarity[known].mean())
+        draws = layer.clarity_draws[:, known].mean(axis=1)
+        clarity = Measurement(
+            quantity="clarity",
+            unit="cosine",
+            value=value,
+            n=int(known.sum()),
+            interval=interval(plan, value, draws, "reference samples", COSINE),
+        )
+    else:
+        clarity = Measurement(quantity="clarity", unit="cosine", n=0, not_measured="every component of the layer is dead")
+    mean, deviation = layer.concept_null
+    finite = layer.source.conservation[np.isfinite(layer.source.conservation)]
+    return LayerRecord(
+        layer=layer.source.layer,
+        components=len(layer.assigned),
+        dead=int(layer.source.dead.sum()),
+        attribution=layer.source.attribution,
+        conservation=float(np.median(finite)) if finite.size else None,
+        clarity=clarity,
+        calibration=tuple(
+            ReferenceRecord(concept=name, null_mean=float(mean[index]), null_deviation=float(deviation[index]))
+            for index, name in enumerate(concepts)
+        ),
+    )
+
+
+def _measure_class(
+    plan: AuditPlan, evidence: Evidence, layer: AssignedLayer, position: int, name: str, asked: Sequence[Quantity]
+) -> tuple[ClassLayer, dict[str, Measurement]]:
+    """Reliance of one class in one layer, and the quantities asked of it."""
+    settings = plan.audit.measurement
+    rows = np.flatnonzero(evidence.labels == evidence.audited[position])
+    relevance = layer.source.relevance[rows, position]
+    shares = scores.relevance_shares(relevance)
+    carried = shares.sum(axis=1) > 0
+    shares, relevance = shares[carried], relevance[carried]
+    n = len(shares)
+    concepts = plan.spec.concepts
+    reason = None
+    if len(rows) < settings.minimum_samples:
+        reason = f"{len(rows)} samples of class {name}, {settings.minimum_samples} needed"
+    elif n < settings.minimum_samples:
+        reason = (
+            f"relevance reaches layer {layer.source.layer} in only {n} samples of class {name},"
+            f" {settings.minimum_samples} needed"
+        )
+    roles = [concept.role_for(name) for concept in concepts]
+    groups = {
+        role: [c.id for c, r in zip(concepts, roles, strict=True) if r == role] for role in ("valid", "spurious", "neutral")
+    }
+    if reason is not None:
+        missing = Measurement(quantity="reliance", unit="share", n=n, not_measured=reason)
+        record = ClassLayer(
+            class_name=name,
+            layer=layer.source.layer,
+            samples=n,
+            concepts={concept.id: missing for concept in concepts},
+            valid=missing,
+            spurious=missing,
+            neutral=missing,
+            unexplained=missing,
+            components=(),
+        )
+        return record, {q.key: q.missing(reason, n) for q in asked}
+    weights = generator(plan, "samples", name).standard_exponential((settings.bootstrap, n))
+    weights /= weights.sum(axis=1, keepdims=True)
+    mean_shares, drawn_shares = shares.mean(axis=0), weights @ shares
+    point = np.array([mean_shares[layer.assigned == index].sum() for index in range(len(concepts))])
+    drawn = np.stack(
+        [np.where(layer.assigned_draws == index, drawn_shares, 0.0).sum(axis=1) for index in range(len(concepts))], axis=1
+    )
+    position_of = {concept.id: index for index, concept in enumerate(concepts)}
+
+    def reliance(identifiers: Sequence[str]) -> Measurement:
+        chosen = [position_of[identifier] for identifier in identifiers]
+        return _share(plan, "reliance", float(point[chosen].sum()), drawn[:, chosen].sum(axis=1), n)
+
+    unexplained = _share(
+        plan, "unexplained relevance", float(mean_shares[layer.assigned < 0].sum()), 1.0 - drawn.sum(axis=1), n
+    )
+    record = ClassLayer(
+        class_name=name,
+        layer=layer.source.layer,
+        samples=n,
+        concepts={concept.id: reliance([concept.id]) for concept in concepts},
+        valid=reliance(groups["valid"]),
+        spurious=reliance(groups["spurious"]),
+        neutral=reliance(groups["neutral"]),
+        unexplained=unexplained,
+        components=_components(plan, layer, mean_shares, drawn_shares, relevance),
+    )
+    values: dict[str, Measurement] = {}
+    for quantity in asked:
+        if quantity.kind == "unexplained_relevance":
+            values[quantity.key] = unexplained
+        elif quantity.kind == "clarity":
+            values[quantity.key] = _weighted_clarity(plan, layer, mean_shares, drawn_shares, n)
+        else:
+            values[quantity.key] = reliance(quantity.concepts)
+    return record, values
+
+
+def _share(plan: AuditPlan, quantity: str, value: float, draws: np.ndarray, n: int) -> Measurement:
+    value = min(max(value, 0.0), 1.0)
+    spread = interval(plan, value, draws, "test samples and reference samples", SHARE)
+    return Measurement(quantity=quantity, unit="share", value=value, interval=spread, n=n)
+
+
+def _weighted_clarity(
+    plan: AuditPlan, layer: AssignedLayer, mean_shares: np.ndarray, drawn_shares: np.ndarray, n: int
+) -> Measurement:
+    """Mean clarity of the components, weighted by their share of the class's relevance."""
+    known = ~np.isnan(layer.clarity) & ~layer.source.dead
+    total = float(mean_shares[known].sum())
+    if total <= 0:
+        return Measurement(
+            quantity="clarity", unit="cosine", n=n, not_measured="no component with relevance has two reference samples"
+        )
+    value = float((mean_shares[known] * layer.clarity[known]).sum() / total)
+    draws = (drawn_shares[:, known] * layer.clarity_draws[:, known]).sum(axis=1) / drawn_shares[:, known].sum(axis=1)
+    spread = interval(plan, value, draws, "test samples and reference samples", COSINE)
+    return Measurement(quantity="clarity", unit="cosine", value=value, interval=spread, n=n)
+
+
+def _components(
+    plan: AuditPlan, layer: AssignedLayer, mean_shares: np.ndarray, drawn_shares: np.ndarray, relevance: np.ndarray
+) -> tuple[ComponentRecord, ...]:
+    """All components of the layer, most relevant first."""
+    identifiers = [concept.id for concept in plan.spec.concepts]
+    level = plan.audit.measurement.confidence
+    low, high = np.quantile(drawn_shares, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    magnitude = np.abs(relevance).mean(axis=0, dtype=np.float64)
+    signed = np.divide(relevance.mean(axis=0, dtype=np.float64), magnitude, out=np.zeros_like(magnitude), where=magnitude > 0)
+    method = f"Bayesian bootstrap over test samples, {len(drawn_shares)} draws"
+    usable: np.ndarray = np.asarray(layer.present.any(axis=1))
+    records = []
+    for index in np.lexsort((np.arange(len(mean_shares)), -mean_shares)):
+        k, share = int(index), float(min(mean_shares[index], 1.0))
+        assigned = int(layer.assigned[k])
+        records.append(
+            ComponentRecord(
+                component=k,
+                share=share,
+                signed=float(np.clip(signed[k], -1.0, 1.0)),
+                dead=bool(layer.source.dead[k]),
+                interval=Interval(
+                    low=min(float(low[k]), share), high=min(max(float(high[k]), share), 1.0), level=level, method=method
+                ),
+                assigned=identifiers[assigned] if assigned >= 0 else None,
+                best=identifiers[int(layer.z[k].argmax())] if usable[k] and identifiers else None,
+                alignment={name: round(float(layer.alignment[k, j]), 6) for j, name in enumerate(identifiers)}
+                if usable[k]
+                else {},
+                z={name: round(float(layer.z[k, j]), 4) for j, name in enumerate(identifiers)} if usable[k] else {},
+                clarity=None if np.isnan(layer.clarity[k]) else float(np.clip(layer.clarity[k], -1.0, 1.0)),
+            )
+        )
+    return tuple(records)

@@ -1,0 +1,106 @@
+"""The behavioural line of evidence recovers effects that were put in, and says when it is blind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from semlens_audit import behaviour, scores
+
+
+def _world(n: int = 800, seed: int = 0, correlation: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.5).astype(np.int64)
+    on = np.where(labels == 1, correlation, 1 - correlation)
+    present = np.stack([rng.random(n) < on, rng.random(n) < 0.25], axis=1).astype(np.int8)
+    margin = -1 + 2.0 * labels + 1.5 * present[:, 0] + rng.normal(0, 0.5, n)
+    return labels, present, margin
+
+
+def _run(labels: np.ndarray, columns: np.ndarray, margin: np.ndarray, **changes: int) -> list[behaviour.Effect]:
+    presences = [behaviour.presence_from_attribute(column) for column in columns.T]
+    options = {"bootstrap": 400, "minimum_cell": 5, "minimum_samples": 30} | changes
+    return behaviour.effects(margin, labels, presences, rng=np.random.default_rng(1), **options)  # type: ignore[arg-type]
+
+
+def test_effects_put_in_are_found_and_absent_ones_are_zero() -> None:
+    labels, present, margin = _world(correlation=0.8)
+    used, unused = _run(labels, present, margin)
+    assert used.value == pytest.approx(1.5, abs=0.15)
+    assert unused.value == pytest.approx(0.0, abs=0.15)
+    low, high = np.quantile(used.draws, [0.025, 0.975])
+    assert low < 1.5 < high
+    assert 0.1 < high - low < 0.4
+
+
+def test_point_estimate_equals_least_squares() -> None:
+    labels, present, margin = _world(n=200)
+    design = np.column_stack([labels == 0, labels == 1, present])
+    expected = np.linalg.lstsq(design.astype(float), margin, rcond=None)[0]
+    assert [effect.value for effect in _run(labels, present, margin)] == pytest.approx(list(expected[2:]), abs=1e-6)
+
+
+def test_without_counterexamples_there_is_no_effect_but_a_reason() -> None:
+    labels, present, margin = _world(correlation=1.0)
+    used, unused = _run(labels, present, margin)
+    assert used.value is None
+    assert "no counterexamples" in str(used.reason)
+    assert unused.value is not None
+
+
+def test_a_concept_that_is_never_there_is_not_measured() -> None:
+    labels, present, margin = _world()
+    present[:, 1] = 0
+    assert "present in 0 of" in str(_run(labels, present, margin)[1].reason)
+
+
+def test_too_few_samples_are_said() -> None:
+    labels, present, margin = _world(n=20)
+    assert "20 usable samples, 30 needed" in str(_run(labels, present, margin)[0].reason)
+
+
+def test_unknown_attribute_values_are_left_out() -> None:
+    labels, present, margin = _world()
+    present[:100, 0] = -1
+    used = _run(labels, present, margin)[0]
+    assert used.n == 700
+    assert used.value == pytest.approx(1.5, abs=0.15)
+
+
+def test_duplicating_the_concept_splits_nothing_into_nan() -> None:
+    labels, present, margin = _world()
+    first, second, _ = _run(labels, present[:, [0, 0, 1]], margin)
+    assert first.value is not None
+    assert second.value is not None
+    assert first.value + second.value == pytest.approx(1.5, abs=0.15)
+
+
+def test_interval_covers_the_true_effect_at_its_nominal_rate() -> None:
+    hits = 0
+    for seed in range(150):
+        labels, present, margin = _world(n=150, seed=seed)
+        effect = _run(labels, present, margin, bootstrap=200)[0]
+        low, high = np.quantile(effect.draws, [0.025, 0.975])
+        hits += low <= 1.5 <= high
+    assert 0.89 <= hits / 150 <= 0.99
+
+
+def test_class_margin_is_the_log_odds() -> None:
+    logits = np.array([[1.0, 2.0, 3.0], [800.0, 0.0, -800.0]], dtype=np.float32)
+    p = np.exp(logits[0]) / np.exp(logits[0]).sum()
+    assert behaviour.class_margin(logits, 1)[0] == pytest.approx(np.log(p[1] / (1 - p[1])))
+    assert behaviour.class_margin(logits, 0)[1] == pytest.approx(800.0)
+    assert behaviour.class_margin(logits[:1, :2], 0)[0] == pytest.approx(-1.0)
+
+
+def test_presence_from_embeddings_separates_two_groups() -> None:
+    rng = np.random.default_rng(3)
+    direction = scores.unit(rng.normal(size=(1, 12)))
+    present = np.arange(200) % 4 == 0
+    images = scores.unit(rng.normal(size=(200, 12)) * 0.2 + np.where(present[:, None], direction, -direction))
+    probes = scores.ProbeSet(direction, np.zeros((1, 12)), np.zeros((1, 12)), np.array([0]))
+    got = behaviour.presence_from_embeddings(images, probes, 0)
+    assert (got.present == present).mean() > 0.98
+    assert got.separability is not None
+    assert got.separability > 0.8
+    assert got.step == pytest.approx(got.score[got.present].mean() - got.score[~got.present].mean())
