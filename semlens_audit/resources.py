@@ -19,8 +19,7 @@ def checkout() -> Path | None:
 
 
 def _room(name: str) -> Path:
-    root = checkout() or _PACKAGE
-    path = root / name
+    path = (checkout() or _PACKAGE) / name
     if not path.is_dir():
         raise UsageError(
             "incomplete-installation", f"The installation lacks its folder {name!r} ({path}).",

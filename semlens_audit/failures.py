@@ -1,0 +1,119 @@
+"""What the command line says when something goes wrong, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from semlens_audit import __version__
+from semlens_audit.errors import AuditError, ExitCode, Problem
+
+__all__ = ["answer", "guard", "print_problems"]
+
+_RESUME = "Interrupted. What was finished is kept; run the same command to resume."
+
+
+def guard(work: Callable[[], int | None], command: Sequence[str]) -> ExitCode:
+    """Run `work` and turn whatever it raises into a message on stderr and an exit code.
+
+    Parameters
+    ----------
+    work
+        Returns an exit code; ``None`` stands for 0.
+    command
+        Command line, for the crash file.
+
+    Returns
+    -------
+    ExitCode
+        Of `work`, or of the failure.
+    """
+    try:
+        code = ExitCode(work() or 0)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader of the output has left; its absence must not look like a verdict
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.INCOMPLETE
+    except (AuditError, KeyboardInterrupt, OSError, MemoryError) as error:
+        return answer(error, command)
+    except Exception as error:  # noqa: BLE001 - the last resort, which writes the traceback to a file
+        return answer(error, command)
+    return code
+
+
+def answer(error: BaseException, command: Sequence[str]) -> ExitCode:
+    """Print what `error` means to the user and give the exit code for it."""
+    if isinstance(error, KeyboardInterrupt):
+        print(_RESUME, file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    if isinstance(error, AuditError):
+        print_problems(error.problems)
+        return error.exit_code
+    problem = _of_the_machine(error)
+    if problem is None:
+        problem = Problem(
+            "unexpected", f"Something unforeseen happened: {type(error).__name__}: {str(error)[:300]}",
+            f"The traceback is in {_crash_file(error, command)}; please send it with the command to the authors.",
+        )
+    print_problems((problem,))
+    return ExitCode.INCOMPLETE
+
+
+def _of_the_machine(error: BaseException) -> Problem | None:
+    """Failures that no code can mend but the user may."""
+    if isinstance(error, MemoryError):
+        return Problem(
+            "out-of-memory", "The machine has too little free memory for this run.",
+            "Lower measurement.batch_size in the audit file, or close other programs; finished stages are kept.",
+        )
+    if not isinstance(error, OSError):
+        return None
+    file = error.filename if isinstance(error.filename, str) else None
+    place = file or "the disk"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return Problem("disk-full", f"There is no room left to write {place}.", "Free some space, then run the same command.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return Problem("no-permission", f"{place} may not be read or written: {error.strerror}.", "Check its permissions.")
+    if error.errno == errno.ENOENT and file:
+        return Problem("no-such-file", f"{file} does not exist.", "Check the path; it is relative to the current folder.")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR) and file:
+        return Problem("wrong-kind-of-file", f"{file}: {error.strerror}.", "Check the path.")
+    return None
+
+
+def print_problems(problems: Sequence[Problem]) -> None:
+    """Print each problem on stderr as ``file:line:column: message [slug]`` with its hint below."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in problems:
+        line = Text()
+        if problem.where:
+            line.append(f"{problem.where}: ", style="bold")
+        else:
+            line.append("error: ", style="bold red")
+        line.append(problem.message)
+        line.append(f" [{problem.slug}]", style="dim")
+        console.print(line)
+        if problem.hint:
+            console.print(Text(f"    {problem.hint}", style="cyan"))
+    if len(problems) > 1:
+        console.print(Text(f"{len(problems)} problems", style="bold"))
+
+
+def _crash_file(error: BaseException, command: Sequence[str]) -> Path:
+    name = {"prefix": "semlens-audit-crash-", "suffix": ".txt"}
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", delete=False, **name) as stream:
+        stream.write(f"semlens-audit {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
+        stream.write(f"command: {shlex.join(command)}\nfolder: {Path.cwd()}\n\n")
+        stream.writelines(traceback.format_exception(error))
+        return Path(stream.name)
