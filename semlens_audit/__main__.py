@@ -1,0 +1,7 @@
+"""``python -m semlens_audit``: the command line."""
+
+from __future__ import annotations
+
+from semlens_audit.cli import main
+
+main()
