@@ -30,8 +30,10 @@ def expand(text: str, file: str | None = None) -> str:
         found = os.environ.get(name) or default
         if found is None:
             raise SpecError(
-                "unset-variable", f"the environment variable {name} is not set.",
-                f"Set it, or write a default: ${{{name}:-path}}.", file=file,
+                "unset-variable",
+                f"the environment variable {name} is not set.",
+                f"Set it, or write a default: ${{{name}:-path}}.",
+                file=file,
             )
         return found
 
@@ -60,7 +62,9 @@ def resolve(plan: AuditPlan | Path | str, text: str) -> Path:
         name, names = text.removeprefix(PHANTOM), phantom_weights_names()
         if name not in names:
             known = ", ".join(f"`{PHANTOM}{other}`" for other in names) or "none in this installation"
-            raise SpecError("unknown-phantom", f"there is no shipped model `{text}`.", f"There are: {known}.", file=audit_file)
+            raise SpecError(
+                "unknown-phantom", f"there is no shipped model `{text}`.", f"There are: {known}.", file=audit_file
+            )
         folder = phantom_weights(name)
         weights = sorted(folder.glob("*.safetensors"))
         return folder if (folder / "open_clip_config.json").exists() or len(weights) != 1 else weights[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from semlens_audit.audit_rules import check_audit, check_pair, read_classes
+from semlens_audit.audit_rules import check_audit, look
 from semlens_audit.errors import Problem, SpecError
+from semlens_audit.pair_rules import check_pair, read_classes
 from semlens_audit.paths import examples_root, reports_path, resolve, store_path
 from semlens_audit.plan import Audit, AuditPlan, Spec
 from semlens_audit.spec_rules import check_spec
@@ -15,7 +16,16 @@ from semlens_audit.spec_shape import schemas, validate
 from semlens_audit.yaml_source import Source, SourceMap, load
 
 __all__ = [
-    "SourceMap", "examples_root", "lint", "model_classes", "read_plan", "read_spec", "reports_path", "resolve", "schemas", "store_path",
+    "SourceMap",
+    "examples_root",
+    "lint",
+    "model_classes",
+    "read_plan",
+    "read_spec",
+    "reports_path",
+    "resolve",
+    "schemas",
+    "store_path",
 ]
 
 
@@ -39,15 +49,20 @@ def read_plan(audit_file: Path, *, check_files: bool = True) -> AuditPlan:
     SpecError
         With every problem of both files, the audit's first, each file's in the order of its lines.
     """
-    audit_source, spec_source, audit, spec, spec_file = _read_pair(Path(audit_file), check_files)
-    problems = _sorted(audit_source) + (_sorted(spec_source) if spec_source is not None else [])
-    if problems:
-        raise SpecError.of(problems)
-    assert audit is not None and spec is not None and spec_source is not None and spec_file is not None
-    lines = {check.id: spec_source.places.value(("checks", index))[0] for index, check in enumerate(spec.checks)}
+    pair = _Pair.read(Path(audit_file), check_files)
+    spec, audit, spec_source = pair.spec, pair.audit, pair.spec_source
+    if pair.problems or spec is None or audit is None or spec_source is None:
+        raise SpecError.of(pair.problems)
     return AuditPlan(
-        spec=spec, audit=audit, spec_file=str(spec_file), audit_file=str(audit_file), spec_digest=spec_source.sha256,
-        audit_digest=audit_source.sha256, check_lines=lines,
+        spec=spec,
+        audit=audit,
+        spec_file=str(pair.spec_file),
+        audit_file=str(audit_file),
+        spec_digest=spec_source.sha256,
+        audit_digest=pair.audit_source.sha256,
+        check_lines={
+            check.id: spec_source.places.value(("checks", index))[0] for index, check in enumerate(spec.checks)
+        },
     )
 
 
@@ -66,9 +81,8 @@ def read_spec(path: Path) -> tuple[Spec, SourceMap]:
         With every problem of the file, in the order of its lines.
     """
     source, spec = _read_spec(Path(path))
-    if source.problems:
+    if source.problems or spec is None:
         raise SpecError.of(_sorted(source))
-    assert spec is not None
     return spec, source.places
 
 
@@ -78,7 +92,7 @@ def model_classes(plan: AuditPlan) -> tuple[str, ...]:
     Raises
     ------
     SpecError
-        See `semlens_audit.audit_rules.read_classes`.
+        See `semlens_audit.pair_rules.read_classes`.
     """
     return read_classes(plan.audit.subject.classes, Path(plan.audit_file))
 
@@ -104,10 +118,7 @@ def lint(paths: Sequence[Path], *, check_files: bool = True) -> list[Problem]:
         for path in _files(Path(given)):
             source = load(path)
             if isinstance(source.data, dict) and "audit" in source.data:
-                audit_source, spec_source, *_ = _read_pair(path, check_files)
-                found.update(dict.fromkeys(_sorted(audit_source)))
-                if spec_source is not None:
-                    found.update(dict.fromkeys(_sorted(spec_source)))
+                found.update(dict.fromkeys(_Pair.read(path, check_files).problems))
             else:
                 found.update(dict.fromkeys(_sorted(_read_spec(path)[0])))
     return list(found)
@@ -119,8 +130,8 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _read_spec(path: Path, shown: str | None = None) -> tuple[Source, Spec | None]:
-    source = load(path, shown)
+def _read_spec(path: Path) -> tuple[Source, Spec | None]:
+    source = load(path)
     if source.data is None:
         return source, None
     spec = validate(Spec, source)
@@ -128,30 +139,46 @@ def _read_spec(path: Path, shown: str | None = None) -> tuple[Source, Spec | Non
     return source, spec
 
 
-def _read_pair(audit_file: Path, check_files: bool) -> tuple[Source, Source | None, Audit | None, Spec | None, Path | None]:
-    """Audit and spec as read, with all their problems."""
-    audit_source = load(audit_file)
-    if audit_source.data is None:
-        return audit_source, None, None, None, None
-    audit = validate(Audit, audit_source)
-    check_audit(audit_source, audit_file, check_files=check_files)
-    named = audit_source.data.get("spec") if isinstance(audit_source.data, dict) else None
-    if not isinstance(named, str) or not named:
-        return audit_source, None, audit, None, None
-    try:
-        spec_file = resolve(audit_file, named)
-    except SpecError as error:
-        first = error.problems[0]
-        audit_source.problems.append(audit_source.places.problem(first.slug, ("spec",), first.message, first.hint))
-        return audit_source, None, audit, None, None
-    spec_source, spec = _read_spec(spec_file, os.path.normpath(spec_file))
-    if spec_source.problems and spec_source.problems[0].slug == "missing-file" and spec_source.data is None:
-        audit_source.problems.append(audit_source.places.problem(
-            "missing-file", ("spec",), f"the spec is not there: {spec_file}.", "Write its path relative to the audit file.",
-        ))
-        return audit_source, None, audit, None, None
-    check_pair(audit_source, audit_file, spec_source, check_files=check_files)
-    return audit_source, spec_source, audit, spec, spec_file
+@dataclass
+class _Pair:
+    """An audit and its spec as read, with all their problems."""
+
+    audit_source: Source
+    audit: Audit | None = None
+    spec_source: Source | None = None
+    spec: Spec | None = None
+    spec_file: Path | None = None
+
+    @classmethod
+    def read(cls, audit_file: Path, check_files: bool) -> _Pair:
+        """Read both files as far as they can be read."""
+        source = load(audit_file)
+        pair = cls(source)
+        if source.data is None:
+            return pair
+        pair.audit = validate(Audit, source)
+        check_audit(source, audit_file, check_files=check_files)
+        named = source.data.get("spec") if isinstance(source.data, dict) else None
+        if not isinstance(named, str) or not named:
+            return pair
+        try:
+            pair.spec_file = resolve(audit_file, named)
+        except SpecError as error:
+            source.complain(error.slug, ("spec",), error.problems[0].message, error.problems[0].hint)
+            return pair
+        pair.spec_source, pair.spec = _read_spec(pair.spec_file)
+        check_pair(source, audit_file, pair.spec_source, check_files=check_files)
+        if "missing-file" in (problem.slug for problem in pair.spec_source.problems if problem.line is None):
+            source.complain(
+                "missing-file", ("spec",), f"the spec is not there: {pair.spec_file}.", look(pair.spec_file)
+            )
+            pair.spec_source = None
+        return pair
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Those of the audit, then those of the spec."""
+        return _sorted(self.audit_source) + (_sorted(self.spec_source) if self.spec_source is not None else [])
 
 
 def _sorted(source: Source) -> list[Problem]:

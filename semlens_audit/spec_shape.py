@@ -51,9 +51,12 @@ def validate(model: type[Model], source: Source) -> Model | None:
         The validated value, or ``None`` where it does not fit.
     """
     if not isinstance(source.data, dict):
-        source.problems.append(source.places.problem(
-            "wrong-type", (), f"the file must be a mapping (`key: value`), not {_kind(source.data)}.", "Start from `semlens-audit init`.",
-        ))
+        source.complain(
+            "wrong-type",
+            (),
+            f"the file must be a mapping (`key: value`), not {_kind(source.data)}.",
+            "Start from `semlens-audit init`.",
+        )
         return None
     try:
         # Strict JSON validation: lists become tuples, but no text becomes a number and no number becomes text.
@@ -91,7 +94,7 @@ def _path(data: Any, loc: tuple[str | int, ...]) -> KeyPath | None:
         value = _at(data, loc[:at])
         if isinstance(value, list) != (mark != "str"):
             return None
-        loc = loc[:at] + loc[at + 1:]
+        loc = loc[:at] + loc[at + 1 :]
     return tuple(part for part in loc if part != "[key]")
 
 
@@ -112,7 +115,9 @@ def _translate(model: type[BaseModel], source: Source, path: KeyPath, detail: di
     name = str(path[-1]) if path and isinstance(path[-1], str) else "entry"
     add = source.places.problem
     if kind == "extra_forbidden":
-        return add("unknown-key", path, f"{owner}unknown key `{name}`.", nearest(name, _keys(model, path[:-1])), at_key=True)
+        return add(
+            "unknown-key", path, f"{owner}unknown key `{name}`.", nearest(name, _keys(model, path[:-1])), at_key=True
+        )
     if kind == "missing" and isinstance(path[-1], int):
         length = len(_at(source.data, path[:-1]) or ())
         wanted = 4 if path[-2] == "box" else 3
@@ -130,13 +135,17 @@ def _translate(model: type[BaseModel], source: Source, path: KeyPath, detail: di
         return add(slug, path, f"{owner}`{_show(value)}` is no {field} that exists.", hint)
     if kind == "string_pattern_mismatch":
         return add("bad-id", path, f"{owner}`{_show(value)}` cannot be used as an id.", _IDENTIFIER_HINT)
-    return _value_problem(source, path, kind, context, f"{owner}`{name}`" if name != "entry" else f"{owner}the entry", value)
+    return _value_problem(
+        source, path, kind, context, f"{owner}`{name}`" if name != "entry" else f"{owner}the entry", value
+    )
 
 
 def _missing(source: Source, path: KeyPath, owner: str, name: str) -> Problem:
     if name == "rationale" and path[0] == "checks":
         return source.places.problem(
-            "missing-rationale", path, f"{owner}no rationale.",
+            "missing-rationale",
+            path,
+            f"{owner}no rationale.",
             "Say in `rationale:` why this threshold, and not another, is right for the intended purpose.",
         )
     hints = {
@@ -144,18 +153,30 @@ def _missing(source: Source, path: KeyPath, owner: str, name: str) -> Problem:
         "statement": "Say in one sentence what is required of the model.",
         "role": "Say whether a decision may rest on it: `valid`, `spurious` or `neutral`.",
     }
-    return source.places.problem("missing-key", path, f"{owner}the key `{name}` is missing.", hints.get(name, f"Add `{name}:`."))
+    return source.places.problem(
+        "missing-key", path, f"{owner}the key `{name}` is missing.", hints.get(name, f"Add `{name}:`.")
+    )
 
 
-def _value_problem(source: Source, path: KeyPath, kind: str, context: dict[str, Any], what: str, value: Any) -> Problem:
+def _value_problem(
+    source: Source, path: KeyPath, kind: str, context: dict[str, Any], what: str, value: Any
+) -> Problem:
     """A complaint about the type, length or range of the value at `path`."""
     add = source.places.problem
     if "type" in kind and value is None:
         return add("wrong-type", path, f"{what} is empty.", "Write a value, or leave the key out.")
     wanted = {
-        "string_type": "text", "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
-        "bool_type": "true or false", "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping (`key: value`)",
-        "model_type": "a mapping (`key: value`)", "model_attributes_type": "a mapping (`key: value`)", "int_parsing_size": "a smaller number",
+        "string_type": "text",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "tuple_type": "a list",
+        "list_type": "a list",
+        "dict_type": "a mapping (`key: value`)",
+        "model_type": "a mapping (`key: value`)",
+        "model_attributes_type": "a mapping (`key: value`)",
+        "int_parsing_size": "a smaller number",
     }.get(kind)
     if wanted is not None:
         if path[-1:] == ("classes",) and kind == "string_type":
@@ -167,13 +188,22 @@ def _value_problem(source: Source, path: KeyPath, kind: str, context: dict[str, 
     if kind == "finite_number":
         return add("out-of-range", path, f"{what} must be a finite number.")
     if kind in ("too_short", "string_too_short"):
-        return add("empty-value", path, f"{what} is empty.", "Write at least one entry." if kind == "too_short" else "Write a text.")
+        return add(
+            "empty-value",
+            path,
+            f"{what} is empty.",
+            "Write at least one entry." if kind == "too_short" else "Write a text.",
+        )
     if kind == "string_too_long":
-        return add("too-long", path, f"{what} has {len(value)} characters; at most {context.get('max_length')} are allowed.")
+        return add(
+            "too-long", path, f"{what} has {len(value)} characters; at most {context.get('max_length')} are allowed."
+        )
     if kind == "too_long":
         return add("wrong-length", path, f"{what} has {len(value)} entries, not {context.get('max_length')}.")
     words = {
-        "greater_than": ("greater than", "gt"), "greater_than_equal": ("at least", "ge"), "less_than": ("less than", "lt"),
+        "greater_than": ("greater than", "gt"),
+        "greater_than_equal": ("at least", "ge"),
+        "less_than": ("less than", "lt"),
         "less_than_equal": ("at most", "le"),
     }
     if kind in words:
@@ -198,7 +228,9 @@ def _keys(model: type[BaseModel], path: KeyPath) -> list[str]:
     annotation: Any = model
     for part in path:
         annotation = _step(annotation, part)
-    found = next((item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)), None)
+    found = next(
+        (item for item in _flatten(annotation) if isinstance(item, type) and issubclass(item, BaseModel)), None
+    )
     return [field.alias or name for name, field in found.model_fields.items()] if found is not None else []
 
 

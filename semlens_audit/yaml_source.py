@@ -16,7 +16,13 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import (
-    AliasEvent, DocumentStartEvent, MappingEndEvent, MappingStartEvent, NodeEvent, ScalarEvent, SequenceEndEvent,
+    AliasEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+    SequenceEndEvent,
     SequenceStartEvent,
 )
 
@@ -98,8 +104,12 @@ class Source:
     problems: list[Problem] = field(default_factory=list)
     sha256: str = ""
 
+    def complain(self, slug: str, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> None:
+        """Add a `Problem` standing at the value (or the key) at `path`."""
+        self.problems.append(self.places.problem(slug, path, message, hint, at_key=at_key))
 
-class _Stop(Exception):
+
+class _Stop(Exception):  # noqa: N818 - a way out of the event loop, not an error that anyone meets
     def __init__(self, slug: str, message: str, hint: str, line: int, column: int) -> None:
         super().__init__(message)
         self.parts = (slug, message, hint, line, column)
@@ -117,22 +127,20 @@ class _Frame:
     """The value to come stands under a key that was there before."""
 
 
-def load(path: Path, shown: str | None = None) -> Source:
+def load(path: Path) -> Source:
     """Read one YAML file.
 
     Parameters
     ----------
     path
-        The file.
-    shown
-        How problems name it; default: `path`.
+        The file; problems name it as it is written here.
 
     Returns
     -------
     Source
         Never raises for a bad file: `Source.problems` says what is wrong, and duplicate keys do not hide what follows them.
     """
-    places = SourceMap(shown if shown is not None else str(path))
+    places = SourceMap(str(path))
     source = Source(places)
 
     def failed(slug: str, message: str, hint: str = "", line: int | None = None, column: int | None = None) -> Source:
@@ -144,18 +152,26 @@ def load(path: Path, shown: str | None = None) -> Source:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        return failed("missing-file", f"cannot be opened: {error.strerror or error}.", "Check the path and its permissions.")
+        return failed(
+            "missing-file", f"cannot be opened: {error.strerror or error}.", "Check the path and its permissions."
+        )
     except ValueError:
         return failed("missing-file", "cannot be opened: the path is not a valid file name.")
     if len(content) > MAX_BYTES:
-        return failed("file-too-large", f"is larger than {MAX_BYTES // 1_000_000} MB.", "A spec or audit file is a few kilobytes.")
+        return failed(
+            "file-too-large",
+            f"is larger than {MAX_BYTES // 1_000_000} MB.",
+            "A spec or audit file is a few kilobytes.",
+        )
     source.sha256 = digest_bytes(content)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
-        return failed("not-utf8", f"byte 0x{content[error.start]:02x} is not UTF-8.", "Save the file as UTF-8.", line, column)
+        return failed(
+            "not-utf8", f"byte 0x{content[error.start]:02x} is not UTF-8.", "Save the file as UTF-8.", line, column
+        )
     try:
         source.data = _Builder(source).build(text)
     except _Stop as stop:
@@ -165,16 +181,25 @@ def load(path: Path, shown: str | None = None) -> Source:
         said = " ".join(" ".join(str(part) for part in (error.problem, error.context) if part).split())
         tab = "'\\t'" in said
         return failed(
-            "yaml-syntax", f"the YAML cannot be read: {said}.",
-            "Indent with spaces, not tabs." if tab else "Check indentation, colons and quotes here and on the line before.",
-            mark.line + 1 if mark else None, mark.column + 1 if mark else None,
+            "yaml-syntax",
+            f"the YAML cannot be read: {said}.",
+            "Indent with spaces, not tabs."
+            if tab
+            else "Check indentation, colons and quotes here and on the line before.",
+            mark.line + 1 if mark else None,
+            mark.column + 1 if mark else None,
         )
     except (YAMLError, ValueError, KeyError, IndexError, AssertionError, AttributeError, TypeError) as error:
         # The parser's own slips on malformed input are malformed input to the user.
         position = getattr(error, "position", None)
         line = text.count("\n", 0, position) + 1 if isinstance(position, int) else None
         said = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
-        return failed("yaml-syntax", f"the YAML cannot be read: {said}.", "Remove control characters and unfinished quotes.", line)
+        return failed(
+            "yaml-syntax",
+            f"the YAML cannot be read: {said}.",
+            "Remove control characters and unfinished quotes.",
+            line,
+        )
     if source.data is None and not source.problems:
         return failed("empty-file", "is empty.", "Start from `semlens-audit init`.", 1, 1)
     return source
@@ -199,7 +224,12 @@ class _Builder:
             if isinstance(event, DocumentStartEvent):
                 self.documents += 1
                 if self.documents > 1:
-                    self._stop(event, "several-documents", "a second YAML document begins here (`---`).", "Keep one document a file.")
+                    self._stop(
+                        event,
+                        "several-documents",
+                        "a second YAML document begins here (`---`).",
+                        "Keep one document a file.",
+                    )
             elif isinstance(event, NodeEvent):
                 self._node(event)
             elif isinstance(event, MappingEndEvent | SequenceEndEvent):
@@ -214,10 +244,20 @@ class _Builder:
     def _node(self, event: NodeEvent) -> None:
         self.count += 1
         if self.count > MAX_VALUES:
-            self._stop(event, "file-too-large", f"holds more than {MAX_VALUES} values.", "A spec or audit file holds a few hundred.")
+            self._stop(
+                event,
+                "file-too-large",
+                f"holds more than {MAX_VALUES} values.",
+                "A spec or audit file holds a few hundred.",
+            )
         tag = getattr(event, "tag", None)
         if tag is not None:
-            self._stop(event, "yaml-tag", f"the YAML tag {tag} is not allowed.", "Write plain text, numbers, lists and mappings.")
+            self._stop(
+                event,
+                "yaml-tag",
+                f"the YAML tag {tag} is not allowed.",
+                "Write plain text, numbers, lists and mappings.",
+            )
         frame = self.frames[-1] if self.frames else None
         if frame is not None and isinstance(frame.value, dict) and frame.key is None:
             self._key(event, frame)
@@ -251,10 +291,16 @@ class _Builder:
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
         if frame.discard:
             first = self.places.keys[path][0]
-            self.source.problems.append(Problem(
-                "duplicate-key", f"the key `{frame.key}` is here twice (first on line {first}).",
-                "Keep one of them.", self.places.file, line, column,
-            ))
+            self.source.problems.append(
+                Problem(
+                    "duplicate-key",
+                    f"the key `{frame.key}` is here twice (first on line {first}).",
+                    "Keep one of them.",
+                    self.places.file,
+                    line,
+                    column,
+                )
+            )
         else:
             self.places.keys[path] = (line, column)
 
@@ -282,13 +328,25 @@ class _Builder:
     def _alias(self, event: AliasEvent) -> Any:
         self.aliases += 1
         if self.aliases > MAX_ALIASES:
-            self._stop(event, "yaml-alias", f"has more than {MAX_ALIASES} aliases (`*name`).", "Write the values out.")
+            self._stop(
+                event, "yaml-alias", f"has more than {MAX_ALIASES} aliases (`*name`).", "Write the values out."
+            )
         if event.anchor not in self.anchors:
-            self._stop(event, "yaml-alias", f"the alias `*{event.anchor}` refers to nothing finished before it.", "Write the value out.")
+            self._stop(
+                event,
+                "yaml-alias",
+                f"the alias `*{event.anchor}` refers to nothing finished before it.",
+                "Write the value out.",
+            )
         value = self.anchors[event.anchor]
         self.count += _size(value)
         if self.count > MAX_VALUES:
-            self._stop(event, "yaml-alias", f"aliases make the file hold more than {MAX_VALUES} values.", "Write the values out.")
+            self._stop(
+                event,
+                "yaml-alias",
+                f"aliases make the file hold more than {MAX_VALUES} values.",
+                "Write the values out.",
+            )
         if len(self.frames) + _depth(value) > MAX_DEPTH:
             self._stop(event, "too-deep", f"is nested deeper than {MAX_DEPTH} levels.", "A spec needs four.")
         return copy.deepcopy(value)
