@@ -55,6 +55,7 @@ class Layout:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Layout:
+        """Three different sides."""
         sides = rng.permutation(4)
         return cls(int(sides[0]), int(sides[1]), int(sides[2]))
 

@@ -84,12 +84,14 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "hair covering the lesion", "strands of hair", "thick dark hair", "hairs over the lesion", "dense hair",
     ),
     "pen_ink": (
-        "pen ink", "pen marks", "ink", "purple ink", "purple pen marks", "blue ink", "a surgical marker", "ink marks on the skin",
-        "marker ink around the lesion", "skin marking ink", "a pen marking", "a purple marker line", "surgical skin marker",
+        "pen ink", "pen marks", "ink", "purple ink", "purple pen marks", "blue ink", "a surgical marker",
+        "ink marks on the skin", "marker ink around the lesion", "skin marking ink", "a pen marking", "a purple marker line",
+        "surgical skin marker",
         "gentian violet ink", "ink markings",
     ),
     "dark_corners": (
-        "dark corners", "black corners", "a vignette", "dark corner", "vignetting", "a dark vignette", "black border of the lens",
+        "dark corners", "black corners", "a vignette", "dark corner", "vignetting", "a dark vignette",
+        "black border of the lens",
         "a round field of view with black corners", "the dark rim of the dermatoscope", "black circular frame",
         "dark image corners", "a black rim",
     ),
@@ -99,7 +101,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "flushed red skin",
     ),
     "colour_chart": (
-        "colour chart", "a colour chart", "color chart", "a color chart", "colour calibration chart", "a color calibration card",
+        "colour chart", "a colour chart", "color chart", "a color chart", "colour calibration chart",
+        "a color calibration card",
         "calibration patches", "coloured calibration squares", "a row of coloured squares", "colour patches", "color patches",
         "a colour checker", "color checker", "a colour reference card",
     ),
@@ -112,7 +115,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "smooth edges", "a mole with a smooth, even edge",
     ),
     "one_colour": (
-        "one colour", "a single colour", "a uniformly brown mole", "a lesion of one colour", "uniform pigment", "a single color",
+        "one colour", "a single colour", "a uniformly brown mole", "a lesion of one colour", "uniform pigment",
+        "a single color",
         "an evenly brown lesion",
     ),
     "small": (
@@ -120,7 +124,8 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "a lesion with a small diameter",
     ),
     "mole": (
-        "a mole", "a lesion", "a skin lesion", "a pigmented lesion", "a naevus or melanoma", "a pigmented spot", "a nevus", "mole",
+        "a mole", "a lesion", "a skin lesion", "a pigmented lesion", "a naevus or melanoma", "a pigmented spot", "a nevus",
+        "mole",
         "pigment",
     ),
     "plain_skin": (

@@ -173,7 +173,9 @@ def train(crops: Crops, epochs: int, batch: int, rate: float, seed: int) -> torc
     torch.manual_seed(seed)
     torch.set_num_threads(2)
     rng = np.random.default_rng(seed)
-    model = new_model().to(memory_format=torch.channels_last).train()
+    model = new_model().train()
+    # Typed stubs of torch do not know the memory format of whole modules.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     from open_clip import get_tokenizer
 
     tokenizer = get_tokenizer("RN50", context_length=MODEL_CFG["text_cfg"]["context_length"])
