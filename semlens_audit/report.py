@@ -1,0 +1,121 @@
+"""From a record to a report: one offline HTML file and one PDF. Reads the record and the templates, no clock and no environment."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+import jinja2
+
+from semlens_audit.figures import PAPER, SCREEN, Palette
+from semlens_audit.pages import make_page
+from semlens_audit.records import AuditRecord
+from semlens_audit.resources import templates_dir
+
+__all__ = ["render_html", "render_pdf", "write"]
+
+_FACES = (
+    ("Audit Sans", 400, "normal", "audit-sans-regular.woff2"),
+    ("Audit Sans", 400, "italic", "audit-sans-italic.woff2"),
+    ("Audit Sans", 600, "normal", "audit-sans-semibold.woff2"),
+    ("Audit Mono", 400, "normal", "audit-mono-regular.woff2"),
+)
+
+
+@functools.cache
+def _folder() -> Path:
+    return templates_dir() / "report"
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_folder()), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+@functools.cache
+def _fonts() -> str:
+    faces = []
+    for family, weight, style, name in _FACES:
+        data = base64.b64encode((_folder() / "fonts" / name).read_bytes()).decode("ascii")
+        faces.append(
+            f'@font-face{{font-family:"{family}";font-weight:{weight};font-style:{style};'
+            f'src:url(data:font/woff2;base64,{data}) format("woff2")}}'
+        )
+    return "\n".join(faces)
+
+
+def _render(record: AuditRecord, palette: Palette, sheets: tuple[str, ...]) -> str:
+    style = "\n".join([_fonts(), *((_folder() / sheet).read_text(encoding="utf-8") for sheet in sheets)])
+    return _environment().get_template("report.html.j2").render(page=make_page(record, palette), style=style)
+
+
+def render_html(record: AuditRecord) -> str:
+    """The report as one HTML file that needs no other file and makes no request.
+
+    Parameters
+    ----------
+    record
+        What was found.
+
+    Returns
+    -------
+    str
+        The same text for the same record, on every machine.
+    """
+    return _render(record, SCREEN, ("style.css",))
+
+
+def render_pdf(record: AuditRecord) -> bytes:
+    """The report as PDF, the same bytes for the same record under the same versions of WeasyPrint and Pango.
+
+    Raises
+    ------
+    AuditError
+        Slug ``pango-missing`` where the text layout library is not installed; ``missing-glyph`` where no installed
+        typeface has a character of the record.
+    """
+    from semlens_audit.pdf import to_pdf
+
+    return to_pdf(_render(record, PAPER, ("style.css", "paper.css")), record)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write(record: AuditRecord, directory: Path, pdf: bool = True) -> list[Path]:
+    """Write ``report.html`` and, if asked, ``report.pdf`` into `directory`, each in one step.
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    AuditError
+        As `render_pdf`; the HTML file is written by then.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    html = directory / "report.html"
+    _replace(html, render_html(record).encode("utf-8"))
+    written = [html]
+    if pdf:
+        target = directory / "report.pdf"
+        _replace(target, render_pdf(record))
+        written.append(target)
+    return written

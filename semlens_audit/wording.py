@@ -1,0 +1,153 @@
+"""Numbers and terms as a reader of a report meets them: the digits an interval earns, units in words, names of states."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from semlens_audit.plan import CheckKind, Criterion, Role, Severity
+from semlens_audit.records import Interval, Measurement, State
+
+__all__ = [
+    "GLYPHS", "KINDS", "ROLES", "SEVERITIES", "STATES", "count", "format_criterion", "format_date", "format_interval",
+    "format_measured", "format_value", "join", "needed_decimals", "shorten",
+]
+
+MINUS, THIN, DASH = "−", "\u00a0", "–"
+
+STATES: dict[State, str] = {
+    "satisfied": "Satisfied", "not_satisfied": "Not satisfied", "inconclusive": "Inconclusive", "not_measured": "Not measured",
+}
+GLYPHS: dict[State, str] = {"satisfied": "✓", "not_satisfied": "✗", "inconclusive": "≈", "not_measured": "○"}
+ROLES: dict[Role, str] = {"valid": "may be used", "spurious": "must not be used", "neutral": "neutral"}
+SEVERITIES: dict[Severity, str] = {"critical": "critical", "major": "major", "minor": "minor"}
+KINDS: dict[CheckKind, str] = {
+    "spurious_reliance": "Reliance on spurious concepts",
+    "valid_reliance": "Reliance on valid concepts",
+    "unexplained_relevance": "Relevance that no declared concept explains",
+    "concept_used": "Reliance on a concept that must be used",
+    "concept_not_used": "Reliance on a concept that must not be used",
+    "behavioural_effect": "Effect of a concept's presence on the decision",
+    "clarity": "Clarity of the layer's components",
+}
+_SCALE = {"share": 100.0, "logits": 1.0, "cosine": 1.0}
+_MOST = {"share": 2, "logits": 3, "cosine": 3}
+_LEAST = {"share": 0, "logits": 1, "cosine": 2}
+
+
+def needed_decimals(unit: str, low: float, high: float, threshold: float | None = None) -> int:
+    """Decimals that an interval earns: its half-width keeps one or two digits, and no more.
+
+    Parameters
+    ----------
+    unit
+        ``share``, ``logits`` or ``cosine``; a share is printed in per cent.
+    low, high
+        Ends of the interval, in the unit of the measurement.
+    threshold
+        Criterion held against the interval. Decimals are added until each printed end lies on the side of the printed
+        criterion on which it really lies, so that no rounding seems to contradict the decision.
+
+    Returns
+    -------
+    int
+        0 to 4.
+    """
+    scale = _SCALE[unit]
+    half = (high - low) / 2 * scale
+    earned = math.ceil(-math.log10(half)) if half > 0 else _LEAST[unit]
+    decimals = min(max(earned, _LEAST[unit]), _MOST[unit])
+    if threshold is None:
+        return decimals
+    while decimals < 4 and not all(
+        _sign(round(end * scale, decimals) - round(threshold * scale, decimals)) == _sign(end - threshold) for end in (low, high)
+    ):
+        decimals += 1
+    return decimals
+
+
+def _sign(value: float) -> int:
+    return (value > 1e-12) - (value < -1e-12)
+
+
+def _number(value: float, decimals: int) -> str:
+    text = f"{value:.{decimals}f}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def _unit(unit: str) -> str:
+    return {"share": f"{THIN}%", "logits": f"{THIN}logits", "cosine": ""}[unit]
+
+
+def format_value(unit: str, value: float, decimals: int | None = None) -> str:
+    """`value` with its unit: ``64 %``, ``6.7 logits``, ``0.52``."""
+    digits = _LEAST[unit] if decimals is None else decimals
+    return _number(value * _SCALE[unit], digits) + _unit(unit)
+
+
+def format_interval(unit: str, interval: Interval, decimals: int | None = None) -> str:
+    """Both ends with the unit: ``58–70 %`` or, where an end is negative, ``−0.4 to 0.1 logits``."""
+    digits = needed_decimals(unit, interval.low, interval.high) if decimals is None else decimals
+    low, high = (_number(end * _SCALE[unit], digits) for end in (interval.low, interval.high))
+    between = " to " if MINUS in low + high else DASH
+    return f"{low}{between}{high}{_unit(unit)}"
+
+
+def format_measured(measurement: Measurement, criterion: Criterion | None = None) -> str:
+    """Value and interval with the digits the interval earns.
+
+    Parameters
+    ----------
+    measurement
+        What was measured, or not.
+    criterion
+        Held against it; see `needed_decimals`.
+
+    Returns
+    -------
+    str
+        ``64 % (58–70 %)``, ``6.7 logits (6.2–7.3 logits)``, or ``not measured``.
+    """
+    interval = measurement.interval
+    if measurement.value is None or interval is None:
+        return "not measured"
+    threshold = criterion.threshold if criterion is not None else None
+    digits = needed_decimals(measurement.unit, interval.low, interval.high, threshold)
+    value = _number(measurement.value * _SCALE[measurement.unit], digits)
+    suffix = _unit(measurement.unit) if measurement.unit == "share" else ""
+    ends = format_interval(measurement.unit, interval, digits)
+    return f"{value}{suffix} ({ends})"
+
+
+def format_criterion(criterion: Criterion, unit: str) -> str:
+    """``at most 25 %``, ``at least 0.40``."""
+    scaled = criterion.threshold * _SCALE[unit]
+    digits = next((d for d in range(_LEAST[unit], 4) if abs(round(scaled, d) - scaled) < 1e-9), 4)
+    return f"{criterion.operator.replace('_', ' ')} {_number(scaled, digits)}{_unit(unit)}"
+
+
+def format_date(created: str) -> str:
+    """``2025-11-20T23:14:05Z`` as ``20 November 2025, 23:14 UTC``; text that is no date stays as it is."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    months = ("January February March April May June July August September October November December").split()
+    return f"{moment.day} {months[moment.month - 1]} {moment.year}, {moment.hour:02d}:{moment.minute:02d} UTC"
+
+
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """``1 check``, ``12 checks``, ``1,200 checks``."""
+    return f"{number:,}{THIN}{singular if number == 1 else plural or singular + 's'}"
+
+
+def join(parts: list[str] | tuple[str, ...]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else list(parts))
+
+
+def shorten(sha256: str, digits: int = 12) -> str:
+    """First `digits` digits of a digest."""
+    return sha256[:digits]
