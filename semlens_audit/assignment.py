@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit import scores
-from semlens_audit.calibration import Calibration, assign, calibrate, concept_z, false_discovery_mask
+from semlens_audit.calibration import Calibration, assign, calibrate, concept_z, critical_z, false_discovery_mask
 from semlens_audit.digest import digest
 from semlens_audit.errors import DataError, SpecError
 from semlens_audit.evidence import Evidence, LayerEvidence
@@ -132,7 +132,7 @@ def assign_layer(plan: AuditPlan, evidence: Evidence, source: LayerEvidence) -> 
     aligned = scores.alignment(theta, probes)
     z = concept_z(aligned, null, probes)
     significant = false_discovery_mask(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
-    cut = max(settings.significance, float(z[significant].min())) if significant.any() else np.inf
+    cut = critical_z(significant, eligible, least=settings.significance, rate=settings.false_discovery_rate)
     assigned = np.where(eligible, assign(z, significant), -1)
     rng = generator(plan, "references", source.layer)
     assigned_draws = np.full((settings.bootstrap, len(embeddings)), -1, dtype=np.int16)

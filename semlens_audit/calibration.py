@@ -6,13 +6,14 @@ Shapes use K components, J concepts, P probes, S random sets, M random crops, d 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from semlens_audit.scores import EPSILON, ProbeSet, alignment
 from semlens_audit.statistics import benjamini_hochberg, normal_tail
 
-__all__ = ["Calibration", "assign", "calibrate", "concept_z", "false_discovery_mask"]
+__all__ = ["Calibration", "assign", "calibrate", "concept_z", "critical_z", "false_discovery_mask"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,23 @@ def false_discovery_mask(z: np.ndarray, eligible: np.ndarray, *, least: float, r
         tested = z[eligible]
         mask[eligible] = (tested >= least) & (benjamini_hochberg(normal_tail(tested)) <= rate)
     return mask
+
+
+def critical_z(significant: np.ndarray, eligible: np.ndarray, *, least: float, rate: float) -> float:
+    """z that a pair had to reach in `false_discovery_mask`: the larger of `least` and Benjamini and Hochberg's step-up threshold.
+
+    Parameters
+    ----------
+    significant
+        (K, J) bool, the mask.
+    eligible
+        (K,) bool
+    """
+    tests = int(eligible.sum()) * significant.shape[1]
+    if tests == 0:
+        return least
+    step = rate * max(int(significant.sum()), 1) / tests
+    return max(least, NormalDist().inv_cdf(1.0 - step))
 
 
 def assign(z: np.ndarray, significant: np.ndarray) -> np.ndarray:

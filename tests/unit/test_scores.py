@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semlens_audit import scores
-from semlens_audit.calibration import assign, calibrate, concept_z, false_discovery_mask
+from semlens_audit.calibration import assign, calibrate, concept_z, critical_z, false_discovery_mask
 from semlens_audit.resampling import resampled_alignment, resampled_clarity
 from semlens_audit.statistics import auroc, benjamini_hochberg, normal_tail, otsu
 
@@ -199,6 +199,21 @@ def test_false_discovery_mask_leaves_out_components_without_references() -> None
     mask = false_discovery_mask(z, np.array([True, False, True]), least=3.0, rate=0.05)
     assert mask.tolist() == [[True, True], [False, False], [True, True]]
     assert not false_discovery_mask(np.full((3, 2), 2.9), np.ones(3, dtype=bool), least=3.0, rate=1.0 - 1e-9).any()
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_critical_z_parts_significant_from_insignificant(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(20, 3)) + np.where(rng.random((20, 3)) < 0.3, 5.0, 0.0)
+    eligible = rng.random(20) < 0.9
+    mask = false_discovery_mask(z, eligible, least=2.0, rate=0.05)
+    cut = critical_z(mask, eligible, least=2.0, rate=0.05)
+    if mask.any():
+        assert z[mask].min() >= cut - 1e-6
+    open_pairs = z[eligible][~mask[eligible]]
+    if open_pairs.size:
+        assert open_pairs.max() < cut + 1e-6
 
 
 def test_assignment_takes_the_highest_significant_concept_once() -> None:

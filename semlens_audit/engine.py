@@ -1,0 +1,280 @@
+"""From a plan to a record: look the evidence up (or have it built), measure, decide, write down.
+
+Torch is imported only if the store lacks something, so that a changed criterion is re-decided from the cache at once.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from semlens_audit import __version__, checks, verdict
+from semlens_audit.data import DataSet, open_data
+from semlens_audit.digest import digest
+from semlens_audit.errors import IntegrityError, UsageError
+from semlens_audit.evidence import Evidence
+from semlens_audit.foundation_statement import statement
+from semlens_audit.gallery import illustrate, prune
+from semlens_audit.index import evidence_stages, load_evidence
+from semlens_audit.limitations import limitations
+from semlens_audit.measure import Measurements, measure, measurement_key
+from semlens_audit.paths import store_path
+from semlens_audit.plan import AuditPlan
+from semlens_audit.progress import Progress, SilentProgress
+from semlens_audit.records import (
+    SCHEMA_VERSION,
+    AuditRecord,
+    ConceptRecord,
+    DataRecord,
+    Environment,
+    FoundationRecord,
+    Identity,
+    SubjectRecord,
+    ToolRecord,
+)
+from semlens_audit.store import Store
+
+__all__ = ["read_record", "record_digest", "run", "write_record"]
+
+_PACKAGES = (
+    "torch", "torchvision", "open_clip_torch", "timm", "zennit", "zennit-crp", "numpy", "pandas", "duckdb", "pydantic",
+    "pillow", "safetensors", "scipy", "jinja2", "weasyprint",
+)  # fmt: skip
+
+
+class _Cached(BaseModel):
+    """What the store keeps for one measurement key: numbers, images and facts about model and foundation model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    measurements: Measurements
+    images: dict[str, str]
+    subject: dict[str, str | int]
+    foundation: dict[str, str | int | bool]
+
+
+def run(
+    plan: AuditPlan, *, allow_code: bool = False, progress: Progress | None = None, now: datetime | None = None, command: str
+) -> AuditRecord:
+    """Carry out an audit.
+
+    Parameters
+    ----------
+    allow_code
+        Whether a model defined by the user's own Python file may be imported.
+    progress
+        Where long stages report.
+    now
+        Time that the record carries; default: the present.
+    command
+        Command line that reproduces the run.
+
+    Raises
+    ------
+    AuditError
+        Whatever the user can mend: model, data, store; what was finished stays in the store.
+    """
+    progress = progress or SilentProgress()
+    quantities = checks.quantities(plan)
+    with Store.open(store_path(plan)) as store:
+        data = open_data(plan, store.file_digest)
+        stages = evidence_stages(plan, data, store)
+        key = measurement_key(plan, stages, quantities)
+        payload = store.get_measurement(key)
+        if payload is None:
+            evidence = load_evidence(plan, data, store)
+            if evidence is None:
+                from semlens_audit.index import build  # brings torch in
+
+                build(plan, data, store, allow_code=allow_code, progress=progress)
+                evidence = load_evidence(plan, data, store)
+            if evidence is None:
+                raise IntegrityError(
+                    "index-incomplete", "the store lacks evidence that was just written", "run the same command again"
+                )
+            payload = _measure(plan, evidence, quantities, progress).model_dump_json()
+            store.put_measurement(key, payload)
+        cached = _Cached.model_validate_json(payload)
+        store.log("audit", {"audit": plan.audit.audit, "spec": plan.spec_digest, "measurement": key})
+    return _record(plan, data, cached, stages, command, now or datetime.now(UTC))
+
+
+def _measure(plan: AuditPlan, evidence: Evidence, quantities: Sequence[checks.Quantity], progress: Progress) -> _Cached:
+    total = len(evidence.layers) * (1 + len(evidence.class_names))
+    with progress.stage("measure", total) as advance:
+        measured = measure(plan, evidence, quantities, progress=advance)
+    places, images = illustrate(evidence, measured.class_layers)
+    return _Cached(
+        measurements=measured.model_copy(update={"class_layers": places}),
+        images=images,
+        subject=evidence.subject,
+        foundation=evidence.foundation,
+    )
+
+
+def _record(
+    plan: AuditPlan, data: DataSet, cached: _Cached, stages: dict[str, str], command: str, now: datetime
+) -> AuditRecord:
+    measured, audit = cached.measurements, plan.audit
+    found = checks.findings(plan, measured.quantities, measured.class_layers)
+    concepts = tuple(
+        ConceptRecord(
+            id=concept.id,
+            label=concept.label,
+            role=concept.role,
+            roles=concept.roles,
+            descriptions=concept.descriptions,
+            examples=len(concept.examples),
+            source=concept.source,
+            hazard=concept.hazard,
+            presence_auroc=measured.presence_auroc.get(concept.id),
+        )
+        for concept in plan.spec.concepts
+    )
+    places, images = prune(measured.class_layers, found, cached.images)
+    subject = SubjectRecord(
+        name=audit.subject.name,
+        version=audit.subject.version,
+        intended_purpose=audit.subject.intended_purpose,
+        architecture=str(cached.subject["architecture"]),
+        source=audit.subject.model.source,
+        weights_sha256=str(cached.subject["weights_sha256"]),
+        parameters=int(cached.subject["parameters"]),
+        preprocessing=audit.subject.preprocessing.model_dump(mode="json"),
+        classes=tuple(measured.per_class),
+        accuracy=measured.accuracy,
+    )
+    foundation = FoundationRecord(
+        name=audit.foundation_model.name,
+        source=audit.foundation_model.source,
+        sha256=str(cached.foundation["sha256"]),
+        dimension=int(cached.foundation["dimension"]),
+        text=bool(cached.foundation["text"]),
+        statement=audit.foundation_model.statement or statement(bool(cached.foundation["text"])),
+    )
+    return AuditRecord(
+        tool=ToolRecord(version=__version__, revision=_revision()),
+        created=now.astimezone(UTC).isoformat(timespec="seconds"),
+        title=audit.title,
+        audit=Identity(name=audit.audit, sha256=plan.audit_digest, detail={"file": _shown(plan.audit_file)}),
+        spec=Identity(
+            name=plan.spec.spec,
+            sha256=plan.spec_digest,
+            detail={"file": _shown(plan.spec_file), "title": plan.spec.title, "version": plan.spec.version},
+        ),
+        purpose=plan.spec.purpose,
+        responsible=audit.responsible,
+        subject=subject,
+        data=DataRecord(
+            source=audit.data.source,
+            description=audit.data.description,
+            sha256=data.sha256,
+            samples=len(data.samples),
+            per_class=measured.per_class,
+            skipped=tuple(data.skipped),
+            attributes=tuple(sorted(data.attributes or {})),
+        ),
+        foundation_model=foundation,
+        settings=audit.measurement,
+        seed=audit.seed,
+        concepts=concepts,
+        layers=measured.layers,
+        class_layers=places,
+        effects=measured.effects,
+        findings=tuple(found),
+        verdict=verdict.decide(found, concepts, places, audit.subject.name),
+        limitations=tuple(limitations(plan, measured, text=foundation.text)),
+        environment=_environment(),
+        command=command,
+        stages=stages,
+        images=images,
+    )
+
+
+def _shown(path: str) -> str:
+    """Path relative to the working directory where it lies below, else the file's name: a record names no one's folders."""
+    absolute = Path(path).resolve()
+    try:
+        return absolute.relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return absolute.name
+
+
+def _environment() -> Environment:
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = "not installed"
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Environment(
+        python=sys.version.split()[0], platform=f"{platform.system()} {platform.machine()}", packages=packages, threads=threads
+    )
+
+
+def _revision() -> str | None:
+    """Commit of the source checkout the package runs from, or None for an installed package."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+dirty" if changed else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+
+
+def write_record(record: AuditRecord, path: Path) -> None:
+    """Write ``results.json`` so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(record.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_record(path: Path) -> AuditRecord:
+    """Read ``results.json``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file, or it was written under another schema version.
+    IntegrityError
+        If it is no valid record.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("no-record", f"{path} cannot be read: {error}", "give the results.json that `run` wrote") from error
+    try:
+        return AuditRecord.model_validate_json(text)
+    except ValidationError as error:
+        if f'"schema_version": "{SCHEMA_VERSION}"' not in text[:200]:
+            raise UsageError(
+                "record-version",
+                f"{path} is not a record of schema version {SCHEMA_VERSION}",
+                "use the version of semlens-audit that wrote it, or run the audit again",
+            ) from error
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError("invalid-record", f"{path}: {place}: {first['msg']}", "run the audit again") from error
+
+
+def record_digest(record: AuditRecord) -> str:
+    """SHA-256 of the record's canonical JSON, as reports print it."""
+    return digest(record.model_dump(mode="json", by_alias=True))

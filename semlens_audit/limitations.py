@@ -1,0 +1,83 @@
+"""What an audit does not show, derived from how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from semlens_audit.checks import format_number
+from semlens_audit.measure import Measurements
+from semlens_audit.plan import AuditPlan
+
+__all__ = ["limitations"]
+
+_WEAK_PRESENCE = 0.9
+_UNEVEN = 0.2
+
+
+def limitations(plan: AuditPlan, measured: Measurements, *, text: bool) -> Iterator[str]:
+    """Sentences for the report, most consequential first.
+
+    Parameters
+    ----------
+    text
+        Whether the foundation model embeds text.
+    """
+    yield (
+        "The audit looks for the concepts that the spec declares. A shortcut that nobody declared shows only as "
+        "unexplained relevance, and the most relevant unexplained components are pictured for that reason."
+    )
+    for place in measured.class_layers:
+        if place.unexplained.value is not None and place.unexplained.value > 0.5:
+            yield (
+                f"In {place.layer}, components that match no declared concept hold "
+                f"{format_number(place.unexplained.value, 'share')} of the relevance for {place.class_name}: what they "
+                "stand for is open."
+            )
+    yield (
+        "Reliance is attributed relevance, not the result of an intervention: components aligned with a concept can carry "
+        "relevance without deciding. The behavioural line of evidence is the counter-check, and the report says where the "
+        "two disagree."
+    )
+    yield (
+        "The findings hold for test data like the one described here. A concept that the data never shows, or always "
+        "shows together with the class, cannot be judged from behaviour."
+    )
+    blind = [
+        f"{effect.concept} ({effect.class_name})"
+        for effect in measured.effects
+        if effect.effect.value is None and effect.presence.source == "attributes"
+    ]
+    if blind:
+        yield f"No behavioural effect could be measured for {', '.join(blind)}; the reasons stand beside the findings."
+    weak = [name for name, area in measured.presence_auroc.items() if area < _WEAK_PRESENCE]
+    if weak:
+        yield (
+            f"The foundation model recognises {', '.join(sorted(weak))} poorly on whole images (area under the ROC curve "
+            f"below {_WEAK_PRESENCE}); alignment with these concepts is less certain than its z suggests."
+        )
+    if not measured.presence_auroc:
+        yield (
+            "The data has no column that says which sample holds which concept. Presence is what the foundation model "
+            "sees, and how well it sees it could not be checked."
+        )
+    for layer in measured.layers:
+        if layer.conservation is not None and abs(layer.conservation - 1.0) > _UNEVEN:
+            yield (
+                f"In {layer.layer}, the attributed relevance adds up to {layer.conservation:.2f} times the output: part of "
+                "it is absorbed by biases or created on the way, so shares are relative to what arrives."
+            )
+    if not text:
+        yield (
+            "Concepts are defined by example crops under an image-only foundation model: the definition is no better than "
+            "the examples, and a likeness in colour or texture counts as likeness in meaning."
+        )
+    if len(plan.spec.checks) > 1:
+        yield (
+            "Each interval holds for its own check. With several checks, the chance that at least one interval misses is "
+            f"larger than for one; no correction for multiplicity is applied to the {len(plan.spec.checks)} checks."
+        )
+    yield (
+        "The error rates of this instrument have not been qualified on a population of models with known reliance; the "
+        "verdict rests on the intervals alone."
+    )
+    yield from plan.audit.limitations

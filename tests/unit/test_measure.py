@@ -1,0 +1,209 @@
+"""Measurements and verdicts on evidence whose truth was put in by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from semlens_audit import checks, verdict
+from semlens_audit.errors import DataError, ExitCode
+from semlens_audit.evidence import Evidence
+from semlens_audit.measure import Measurements, measure, measurement_key
+from semlens_audit.plan import AuditPlan, Check, Criterion
+from semlens_audit.records import ConceptRecord, Finding, Interval, Measurement, Verdict
+from tests.unit import synthetic
+
+SHORTCUT: dict[str | None, float] = {"border": 0.1, "ruler": 0.6, "hair": 0.0, None: 0.3}
+CLEAN: dict[str | None, float] = {"border": 0.7, "ruler": 0.02, "hair": 0.02, None: 0.26}
+
+
+def _measured(plan: AuditPlan, evidence: Evidence) -> Measurements:
+    return measure(plan, evidence, checks.quantities(plan))
+
+
+def _verdict(plan: AuditPlan, evidence: Evidence) -> tuple[Verdict, list[Finding]]:
+    measured = _measured(plan, evidence)
+    found = checks.findings(plan, measured.quantities, measured.class_layers)
+    concepts = [ConceptRecord(id=c.id, label=c.label, role=c.role) for c in plan.spec.concepts]
+    return verdict.decide(found, concepts, measured.class_layers, plan.audit.subject.name), found
+
+
+def test_reliance_recovers_the_shares_that_were_put_in() -> None:
+    plan = synthetic.plan()
+    place = _measured(plan, synthetic.evidence(SHORTCUT)).class_layers[0]
+    assert place.concepts["ruler"].value == pytest.approx(0.6, abs=0.03)
+    assert place.valid.value == pytest.approx(0.1, abs=0.03)
+    assert place.concepts["hair"].value == pytest.approx(0.0, abs=0.01)
+    parts = [place.valid, place.spurious, place.neutral, place.unexplained]
+    assert sum(part.value or 0.0 for part in parts) == pytest.approx(1.0)
+    assert [item.assigned for item in place.components[:3]] == ["ruler"] * 3
+
+
+def test_the_shortcut_fails_and_is_named_and_the_clean_twin_passes() -> None:
+    plan = synthetic.plan()
+    caught, _ = _verdict(plan, synthetic.evidence(SHORTCUT, effect=4.0))
+    assert caught.exit_code is ExitCode.NOT_SATISFIED
+    assert "decisions for melanoma rest on ruler" in caught.headline
+    assert any("both lines of evidence speak against it" in line for line in caught.agreement)
+    passed, _ = _verdict(plan, synthetic.evidence(CLEAN))
+    assert passed.exit_code is ExitCode.SATISFIED
+    assert passed.satisfied == 6
+
+
+def test_lines_of_evidence_that_disagree_are_said_to() -> None:
+    plan = synthetic.plan()
+    inside, _ = _verdict(plan, synthetic.evidence(SHORTCUT, effect=0.0))
+    assert any("lines disagree: components that mean it hold relevance" in line for line in inside.agreement)
+    outside, _ = _verdict(plan, synthetic.evidence(CLEAN, effect=4.0))
+    assert any("lines disagree: its presence moves the margin" in line for line in outside.agreement)
+
+
+def test_without_counterexamples_the_verdict_is_incomplete_not_a_pass() -> None:
+    result, found = _verdict(synthetic.plan(), synthetic.evidence(CLEAN, correlation=1.0))
+    assert result.exit_code is ExitCode.INCOMPLETE
+    missing = [finding for finding in found if finding.state == "not_measured"]
+    assert [finding.check for finding in missing] == ["ruler-effect"]
+    assert "no counterexamples" in missing[0].explanation
+
+
+def test_too_few_samples_are_not_measured() -> None:
+    result, found = _verdict(synthetic.plan(), synthetic.evidence(CLEAN, samples=40))
+    assert result.exit_code is ExitCode.INCOMPLETE
+    assert "20 samples of class melanoma, 30 needed" in found[0].explanation
+
+
+def test_no_relevance_at_all_is_not_measured_and_never_a_pass() -> None:
+    result, found = _verdict(synthetic.plan(), synthetic.evidence({}))
+    assert result.exit_code is ExitCode.INCOMPLETE
+    assert "relevance reaches layer layer1 in only 0 samples" in found[0].explanation
+
+
+def test_a_criterion_inside_the_interval_is_inconclusive() -> None:
+    plan = synthetic.plan([synthetic.check("no-ruler", "concept_not_used", {"at_most": 0.6}, concepts=["ruler"])])
+    evidence = synthetic.evidence(SHORTCUT)
+    value = _measured(plan, evidence).class_layers[0].concepts["ruler"].value
+    exact = synthetic.plan([synthetic.check("no-ruler", "concept_not_used", {"at_most": value or 0.6}, concepts=["ruler"])])
+    assert _verdict(exact, evidence)[0].exit_code is ExitCode.INCONCLUSIVE
+
+
+def test_dead_components_carry_no_meaning() -> None:
+    evidence = synthetic.evidence(SHORTCUT)
+    layer = evidence.layers[0]
+    dead = np.zeros(12, dtype=bool)
+    dead[3:6] = True
+    references = layer.reference_ids.copy()
+    references[3:6] = -1
+    changed = dataclasses.replace(
+        layer, dead=dead, reference_ids=references, embeddings=np.where(dead[:, None, None], 0, layer.embeddings)
+    )
+    measured = _measured(synthetic.plan(), dataclasses.replace(evidence, layers=(changed,)))
+    place = measured.class_layers[0]
+    assert place.concepts["ruler"].value == pytest.approx(0.0)
+    assert place.unexplained.value == pytest.approx(0.9, abs=0.03)
+    assert measured.layers[0].dead == 3
+    assert all(item.clarity is None and not item.z for item in place.components if item.dead)
+
+
+def test_component_order_changes_nothing() -> None:
+    plan, evidence = synthetic.plan(), synthetic.evidence(SHORTCUT)
+    layer = evidence.layers[0]
+    order = np.random.default_rng(5).permutation(12)
+    mixed = dataclasses.replace(
+        layer,
+        reference_ids=layer.reference_ids[order],
+        activations=layer.activations[order],
+        embeddings=layer.embeddings[order],
+        boxes=layer.boxes[order],
+        relevance=layer.relevance[:, :, order],
+    )
+    one = _measured(plan, evidence).class_layers[0]
+    two = _measured(plan, dataclasses.replace(evidence, layers=(mixed,))).class_layers[0]
+    assert two.concepts["ruler"].value == pytest.approx(one.concepts["ruler"].value)
+    assert [int(order[item.component]) for item in two.components] == [item.component for item in one.components]
+
+
+def test_the_same_evidence_gives_the_same_numbers() -> None:
+    plan = synthetic.plan()
+    first, second = (_measured(plan, synthetic.evidence(SHORTCUT)) for _ in range(2))
+    assert first.model_dump_json() == second.model_dump_json()
+    assert Measurements.model_validate_json(first.model_dump_json()) == first
+
+
+def test_presence_by_foundation_model_is_checked_against_the_attribute() -> None:
+    measured = _measured(synthetic.plan(), synthetic.evidence(SHORTCUT, effect=2.0))
+    assert measured.presence_auroc["ruler"] > 0.95
+    by_source = {effect.presence.source: effect.effect.value for effect in measured.effects if effect.concept == "ruler"}
+    assert by_source["attributes"] == pytest.approx(2.0, abs=0.25)
+    assert by_source["foundation model"] == pytest.approx(2.0, abs=0.4)
+
+
+def test_too_few_random_crops_are_an_error() -> None:
+    evidence = synthetic.evidence(SHORTCUT)
+    layer = dataclasses.replace(evidence.layers[0], null_embeddings=evidence.layers[0].null_embeddings[:5])
+    with pytest.raises(DataError, match="5 random crops for reference sets of 12"):
+        _measured(synthetic.plan(), dataclasses.replace(evidence, layers=(layer,)))
+
+
+def test_key_ignores_criteria_and_titles_but_no_definition() -> None:
+    plan = synthetic.plan()
+    key = measurement_key(plan, {"a": "1"}, checks.quantities(plan))
+    loosened = [
+        c.model_copy(update={"criterion": Criterion(at_most=0.5)}) if c.id == "no-ruler" else c for c in plan.spec.checks
+    ]
+    other = plan.model_copy(update={"spec": plan.spec.model_copy(update={"checks": tuple(loosened)})})
+    assert measurement_key(other, {"a": "1"}, checks.quantities(other)) == key
+    assert measurement_key(plan, {"a": "2"}, checks.quantities(plan)) != key
+    renamed = plan.spec.concepts[1].model_copy(update={"descriptions": ("a ruler",)})
+    changed = plan.spec.model_copy(update={"concepts": (plan.spec.concepts[0], renamed, plan.spec.concepts[2])})
+    redefined = plan.model_copy(update={"spec": changed})
+    assert measurement_key(redefined, {"a": "1"}, checks.quantities(redefined)) != key
+
+
+_NUMBERS = st.floats(-2, 2, allow_nan=False)
+
+
+def _decide(bound: str, threshold: float, low: float, high: float) -> str:
+    criterion = Criterion(at_most=threshold) if bound == "at_most" else Criterion(at_least=threshold)
+    check = Check.model_validate(synthetic.check("c", "clarity", {bound: threshold})).model_copy(
+        update={"criterion": criterion}
+    )
+    interval = Interval(low=low, high=high, level=0.95, method="test")
+    return checks.decide(check, Measurement(quantity="clarity", unit="cosine", value=(low + high) / 2, interval=interval, n=5))
+
+
+@given(st.sampled_from(["at_most", "at_least"]), _NUMBERS, _NUMBERS, _NUMBERS, _NUMBERS)
+@settings(max_examples=200, deadline=None)
+def test_decision_is_monotone_in_the_criterion(bound: str, a: float, b: float, s: float, t: float) -> None:
+    low, high = sorted((a, b))
+    strict, loose = sorted((s, t)) if bound == "at_most" else sorted((s, t), reverse=True)
+    rank = {"not_satisfied": 0, "inconclusive": 1, "satisfied": 2}
+    assert rank[_decide(bound, strict, low, high)] <= rank[_decide(bound, loose, low, high)]
+
+
+@given(_NUMBERS, _NUMBERS)
+@settings(max_examples=100, deadline=None)
+def test_size_of_an_effect(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    measurement = Measurement(
+        quantity="behavioural effect", unit="logits", value=(low + high) / 2, n=9,
+        interval=Interval(low=low, high=high, level=0.95, method="test"),
+    )  # fmt: skip
+    size = checks.Quantity("behavioural_effect", "melanoma", None, ("ruler",), absolute=True).transform(measurement)
+    assert size.interval is not None
+    assert size.interval.low == (0 if low <= 0 <= high else min(abs(low), abs(high)))
+    assert size.interval.low <= (size.value or 0.0) <= size.interval.high
+
+
+def test_not_measured_is_never_decided() -> None:
+    check = Check.model_validate(synthetic.check("c", "clarity", {"at_least": -1.0}))
+    missing = Measurement(quantity="clarity", unit="cosine", n=0, not_measured="a reason")
+    assert checks.decide(check, missing) == "not_measured"
+
+
+def test_no_finding_is_incomplete() -> None:
+    result = verdict.decide([], [], [], "Model A")
+    assert (result.state, result.exit_code) == ("not_measured", ExitCode.INCOMPLETE)
