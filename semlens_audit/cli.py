@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from semlens_audit import __version__
-from semlens_audit.errors import ExitCode
+from semlens_audit.errors import AuditError, ExitCode
 from semlens_audit.failures import guard, print_problems
 
 if TYPE_CHECKING:
@@ -193,15 +193,19 @@ def index(audit: AuditFile, allow_code: AllowCode = False, quiet: Quiet = False,
     """
     from semlens_audit import index as concept_index
     from semlens_audit import paths
+    from semlens_audit.data import open_data
+    from semlens_audit.store import Store
 
     plan = _plan(audit)
-    with _progress(quiet) as progress:
-        concept_index.build(plan, allow_code=allow_code, progress=progress)
-    store = paths.store_path(plan)
+    path = paths.store_path(plan)
+    with _progress(quiet) as progress, Store.open(path) as store:
+        data = open_data(plan, store.file_digest)
+        concept_index.build(plan, data, store, allow_code=allow_code, progress=progress)
+    size = path.stat().st_size
     if as_json:
-        typer.echo(json.dumps({"audit": plan.audit.audit, "store": str(store), "bytes": store.stat().st_size}, indent=2))
+        typer.echo(json.dumps({"audit": plan.audit.audit, "store": str(path), "bytes": size}, indent=2))
     else:
-        typer.echo(f"Index complete: {store} ({store.stat().st_size / 1e6:.1f} MB)")
+        typer.echo(f"Index complete: {path} ({size / 1e6:.1f} MB)")
 
 
 @_verb(rich_help_panel="Audit", epilog=f"Example: semlens-audit run audits/phantom-shortcut.yaml --pdf. {EXIT_CODES}")
@@ -223,12 +227,12 @@ def run(
 
     plan = _plan(audit)
     with _progress(quiet) as progress:
-        record, files = _audit(plan, allow_code=allow_code, pdf=pdf, out=out, progress=progress)
+        record, files, code = _audit(plan, allow_code=allow_code, pdf=pdf, out=out, progress=progress)
     if as_json:
         typer.echo(json.dumps(screen.summary(record, files), indent=2, ensure_ascii=False))
     else:
         screen.print_findings(record, files)
-    return record.verdict.exit_code
+    return code
 
 
 @_verb(rich_help_panel="Audit", epilog="Example: semlens-audit report reports/phantom-clean/results.json --out for-the-board")
@@ -271,7 +275,7 @@ def demo(
     for expected, audit in demonstration.prepare(out):
         typer.echo(f"{audit}: {expected.description}")
         with _progress(quiet) as progress:
-            record, files = _audit(_plan(audit), pdf=pdf, progress=progress)
+            record, files, _ = _audit(_plan(audit), pdf=pdf, progress=progress)
         screen.print_findings(record, files)
         surprises += demonstration.surprises(expected, record)
     for surprise in surprises:
@@ -292,18 +296,32 @@ def _plan(audit: Path) -> AuditPlan:
 
 def _audit(
     plan: AuditPlan, *, progress: Progress, pdf: bool, out: Path | None = None, allow_code: bool = False,
-) -> tuple[AuditRecord, list[Path]]:
-    """Audit `plan` and write record and report; gives the record and the files, record first."""
+) -> tuple[AuditRecord, list[Path], ExitCode]:
+    """Audit `plan` and write record and report.
+
+    Returns
+    -------
+    tuple
+        The record; the files, record first; the exit code: the verdict's, or 4 where the verdict would let a release pass but
+        the PDF that was asked for could not be made.
+    """
     from semlens_audit import engine, paths
     from semlens_audit import report as pages
 
     command = ["semlens-audit", "run", plan.audit_file, *(["--allow-code"] if allow_code else [])]
     record = engine.run(plan, allow_code=allow_code, progress=progress, command=shlex.join(command))
     folder = (out or paths.reports_path(plan)) / plan.audit.audit
-    folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.json"
     engine.write_record(record, results)
-    return record, [results, *pages.write(record, folder, pdf=pdf)]
+    code = record.verdict.exit_code
+    try:
+        return record, [results, *pages.write(record, folder, pdf=pdf)], code
+    except AuditError as error:
+        if not pdf:
+            raise
+        # the HTML stands; a missing text layout library must not cost the verdict
+        print_problems(error.problems)
+        return record, [results, folder / "report.html"], code or ExitCode.INCOMPLETE
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
 
 def test_reading_and_deciding_modules_import_nothing_that_learns() -> None:
     done = in_fresh_python(
-        "import sys, semlens_audit.spec, semlens_audit.records, semlens_audit.verdict, semlens_audit.store, semlens_audit.report\n"
+        "import sys, semlens_audit.spec, semlens_audit.engine, semlens_audit.store, semlens_audit.report, semlens_audit.screen\n"
         "print(sorted({'torch', 'torchvision', 'open_clip', 'timm', 'zennit', 'crp'} & set(sys.modules)))"
     )
     assert done.stdout.strip() == "[]", done.stderr[-500:]
@@ -324,9 +324,14 @@ def test_line_progress_says_nothing_of_a_stage_that_failed() -> None:
 def test_rich_progress_shows_counts_and_leaves_the_terminal_restored() -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120)
-    with pytest.raises(KeyboardInterrupt), RichProgress(console) as bars, bars.stage("Relevance [layer4]", 8, done=2) as advance:
-        advance(6)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with RichProgress(console) as bars, bars.stage("Relevance [layer4]", 8, done=2) as advance:
+            advance(6)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     text = stream.getvalue()
     assert "8/8" in text
     assert "Relevance [layer4]" in text
