@@ -44,8 +44,13 @@ OVERVIEW = (
 )
 
 app = typer.Typer(
-    name="semlens-audit", help=OVERVIEW, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES,
+    name="semlens-audit",
+    help=OVERVIEW,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
 )
 
 
@@ -79,12 +84,15 @@ def main() -> None:
 
 # -- arguments that several verbs share ------------------------------------------------------------------------------------
 
-AuditFile = Annotated[Path, typer.Argument(
-    metavar="AUDIT.yaml", help="Audit file: binds a spec to a model, its data and layers."
-)]
-AllowCode = Annotated[bool, typer.Option(
-    "--allow-code", help="Permit a model that is defined by your own Python code to be executed. Never needed for weights."
-)]
+AuditFile = Annotated[
+    Path, typer.Argument(metavar="AUDIT.yaml", help="Audit file: binds a spec to a model, its data and layers.")
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="Permit a model that is defined by your own Python code to be executed. Never needed for weights."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -105,9 +113,9 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _all(
-    version: Annotated[bool, typer.Option(
-        "--version", callback=_show_version, is_eager=True, help="Print the version and leave."
-    )] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
     """Take the options that stand before a verb."""
 
@@ -149,8 +157,14 @@ def lint(
     problems = spec.lint(files)
     if as_json:
         rows = [
-            {"slug": problem.slug, "message": problem.message, "hint": problem.hint, "file": problem.file,
-             "line": problem.line, "column": problem.column}
+            {
+                "slug": problem.slug,
+                "message": problem.message,
+                "hint": problem.hint,
+                "file": problem.file,
+                "line": problem.line,
+                "column": problem.column,
+            }
             for problem in problems
         ]
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -256,9 +270,9 @@ def report(
 
 @_verb(rich_help_panel="Audit", epilog="Example: semlens-audit demo --out try-it")
 def demo(
-    out: Annotated[Path, typer.Option(
-        help="Folder for the two audits, their spec, stores and reports; files that exist there are kept."
-    )] = Path("semlens-audit-demo"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the two audits, their spec, stores and reports; files that exist there are kept.")
+    ] = Path("semlens-audit-demo"),
     pdf: Annotated[bool, typer.Option("--pdf/--no-pdf", help="Render the reports as PDF too.")] = True,
     quiet: Quiet = False,
 ) -> ExitCode:
@@ -295,7 +309,12 @@ def _plan(audit: Path) -> AuditPlan:
 
 
 def _audit(
-    plan: AuditPlan, *, progress: Progress, pdf: bool, out: Path | None = None, allow_code: bool = False,
+    plan: AuditPlan,
+    *,
+    progress: Progress,
+    pdf: bool,
+    out: Path | None = None,
+    allow_code: bool = False,
 ) -> tuple[AuditRecord, list[Path], ExitCode]:
     """Audit `plan` and write record and report.
 

@@ -39,12 +39,16 @@ class Expected:
 
 EXPECTED = (
     Expected(
-        "phantom-shortcut.yaml", "a model trained where a ruler lay beside 95 % of the melanomas and 5 % of the nevi",
-        ExitCode.NOT_SATISFIED, frozenset({"ruler"}),
+        "phantom-shortcut.yaml",
+        "a model trained where a ruler lay beside 95 % of the melanomas and 5 % of the nevi",
+        ExitCode.NOT_SATISFIED,
+        frozenset({"ruler"}),
     ),
     Expected(
-        "phantom-clean.yaml", "its twin, trained where every artefact was as common beside melanomas as beside nevi",
-        ExitCode.SATISFIED, frozenset(),
+        "phantom-clean.yaml",
+        "its twin, trained where every artefact was as common beside melanomas as beside nevi",
+        ExitCode.SATISFIED,
+        frozenset(),
     ),
 )
 
@@ -86,7 +90,8 @@ def surprises(expected: Expected, record: AuditRecord) -> list[str]:
         codes = f"exit code {int(verdict.exit_code)} instead of {int(expected.exit_code)}"
         found.append(f"{expected.description}: {codes} ({verdict.headline})")
     named = {
-        concept for finding in record.findings
+        concept
+        for finding in record.findings
         if finding.state == "not_satisfied" and len(finding.concepts) == 1 and finding.criterion.operator == "at_most"
         for concept in finding.concepts
     }

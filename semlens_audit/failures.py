@@ -60,7 +60,8 @@ def answer(error: BaseException, command: Sequence[str]) -> ExitCode:
     problem = _of_the_machine(error)
     if problem is None:
         problem = Problem(
-            "unexpected", f"Something unforeseen happened: {type(error).__name__}: {str(error)[:300]}",
+            "unexpected",
+            f"Something unforeseen happened: {type(error).__name__}: {str(error)[:300]}",
             f"The traceback is in {_crash_file(error, command)}; please send it with the command to the authors.",
         )
     print_problems((problem,))
@@ -71,7 +72,8 @@ def _of_the_machine(error: BaseException) -> Problem | None:
     """Failures that no code can mend but the user may."""
     if isinstance(error, MemoryError):
         return Problem(
-            "out-of-memory", "The machine has too little free memory for this run.",
+            "out-of-memory",
+            "The machine has too little free memory for this run.",
             "Lower measurement.batch_size in the audit file, or close other programs; finished stages are kept.",
         )
     if not isinstance(error, OSError):

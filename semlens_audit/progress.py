@@ -94,9 +94,15 @@ class RichProgress:
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
-            SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description}"), BarColumn(bar_width=28),
-            MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn(),
-            TextColumn("[dim]left[/]"), TimeRemainingColumn(), console=console,
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]left[/]"),
+            TimeRemainingColumn(),
+            console=console,
         )
 
     def __enter__(self) -> RichProgress:

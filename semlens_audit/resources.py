@@ -22,7 +22,8 @@ def _room(name: str) -> Path:
     path = (checkout() or _PACKAGE) / name
     if not path.is_dir():
         raise UsageError(
-            "incomplete-installation", f"The installation lacks its folder {name!r} ({path}).",
+            "incomplete-installation",
+            f"The installation lacks its folder {name!r} ({path}).",
             "Install semlens-audit again, or run it from a complete checkout.",
         )
     return path

@@ -16,7 +16,10 @@ from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measu
 __all__ = ["print_findings", "print_rows", "summary"]
 
 _STYLES: dict[State, str] = {
-    "satisfied": "green", "not_satisfied": "bold red", "inconclusive": "yellow", "not_measured": "bold magenta",
+    "satisfied": "green",
+    "not_satisfied": "bold red",
+    "inconclusive": "yellow",
+    "not_measured": "bold magenta",
 }
 _ORDER: tuple[State, ...] = ("not_satisfied", "not_measured", "inconclusive", "satisfied")
 
@@ -45,8 +48,11 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
         unit = finding.measurement.unit
         table.add_row(
             Text(f"{GLYPHS[finding.state]} {STATES[finding.state].lower()}", style=_STYLES[finding.state]),
-            Text(finding.check), Text(finding.class_name), Text(finding.layer or "all"),
-            Text(_measured(finding)), Text(format_criterion(finding.criterion, unit)),
+            Text(finding.check),
+            Text(finding.class_name),
+            Text(finding.layer or "all"),
+            Text(_measured(finding)),
+            Text(format_criterion(finding.criterion, unit)),
         )
     console.print(table)
     console.print()
@@ -78,8 +84,13 @@ def summary(record: AuditRecord, files: Sequence[Path]) -> dict[str, Any]:
         "headline": verdict.headline,
         "findings": [
             {
-                "check": finding.check, "class": finding.class_name, "layer": finding.layer, "concepts": list(finding.concepts),
-                "line": finding.line, "state": finding.state, "measurement": finding.measurement.model_dump(mode="json"),
+                "check": finding.check,
+                "class": finding.class_name,
+                "layer": finding.layer,
+                "concepts": list(finding.concepts),
+                "line": finding.line,
+                "state": finding.state,
+                "measurement": finding.measurement.model_dump(mode="json"),
                 "criterion": finding.criterion.model_dump(mode="json", exclude_none=True),
             }
             for finding in record.findings

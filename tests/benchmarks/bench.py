@@ -133,8 +133,13 @@ def lay(audit: Path, folder: Path) -> tuple[Path, Path]:
 
     model, data, foundation = text["subject"]["model"], text["data"], text["foundation_model"]
     for owner, key in (
-        (model, "weights"), (data, "path"), (data, "labels"), (data, "attributes"), (foundation, "weights"),
-        (text, "examples_root"), (text["subject"], "classes"),
+        (model, "weights"),
+        (data, "path"),
+        (data, "labels"),
+        (data, "attributes"),
+        (foundation, "weights"),
+        (text, "examples_root"),
+        (text["subject"], "classes"),
     ):
         if isinstance(owner.get(key), str):
             owner[key] = absolute(owner[key])
@@ -156,14 +161,24 @@ def measure(audit: Path) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         copy, spec = lay(audit, Path(folder))
         child = subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.bench", "--build", str(copy)], stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT,
+            [sys.executable, "-m", "tests.benchmarks.bench", "--build", str(copy)],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=ROOT,
         )
         if child.returncode:
             raise SystemExit(f"{audit}: the run failed with exit code {child.returncode}")
         rows = [Row(**row) for row in json.loads(child.stdout.splitlines()[-1])]
         store = Path(folder) / "store.duckdb"
-        rows.append(Row(f"**all of it** (store {store.stat().st_size / 1e6:.0f} MB)", None, sum(row.seconds for row in rows),
-                        max(row.memory for row in rows)))
+        rows.append(
+            Row(
+                f"**all of it** (store {store.stat().st_size / 1e6:.0f} MB)",
+                None,
+                sum(row.seconds for row in rows),
+                max(row.memory for row in rows),
+            )
+        )
         rows.append(timed("the same again, nothing changed, with HTML", "run", str(copy), "--quiet"))
         change_criterion(spec)
         rows.append(timed("a changed criterion, with HTML", "run", str(copy), "--quiet"))
@@ -178,10 +193,14 @@ def machine() -> str:
     from importlib.metadata import version
 
     names = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    model = next((line.split(":")[1].strip() for line in names.splitlines() if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in names.splitlines() if line.startswith("model name")), platform.machine()
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "duckdb", "weasyprint"))
-    return f"{model}, {cores} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; Python {platform.python_version()}, {packages}"
+    return (
+        f"{model}, {cores} cores, {psutil.virtual_memory().total / 1e9:.0f} GB; Python {platform.python_version()}, {packages}"
+    )
 
 
 def main() -> None:
@@ -200,7 +219,9 @@ def main() -> None:
             print(f"{audit.name}: left out, its data are not on this machine ({data})\n")
             continue
         rows = measure(audit.resolve())
-        print(f"**{audit.stem}**\n\n| stage | items | seconds | items/s | peak memory, GB |\n| --- | ---: | ---: | ---: | ---: |")
+        print(
+            f"**{audit.stem}**\n\n| stage | items | seconds | items/s | peak memory, GB |\n| --- | ---: | ---: | ---: | ---: |"
+        )
         print("\n".join(row.markdown() for row in rows), flush=True)
         print()
 

@@ -48,7 +48,7 @@ def test_overview_names_every_verb_and_every_exit_code() -> None:
     assert result.exit_code == 0
     text = plain(result.output)
     assert all(f" {verb} " in text for verb in VERBS)
-    codes = text[text.index("Exit codes:"):]
+    codes = text[text.index("Exit codes:") :]
     assert all(re.search(rf"\b{int(code)} \w", codes) for code in ExitCode)
 
 
@@ -102,12 +102,19 @@ def raising(error: BaseException) -> int:
 @pytest.mark.parametrize(
     ("kind", "code"),
     [
-        (errors.UsageError, 2), (errors.SpecError, 2), (errors.SubjectError, 4), (errors.DataError, 4),
-        (errors.StoreError, 4), (errors.ExecutionError, 4), (errors.IntegrityError, 6),
+        (errors.UsageError, 2),
+        (errors.SpecError, 2),
+        (errors.SubjectError, 4),
+        (errors.DataError, 4),
+        (errors.StoreError, 4),
+        (errors.ExecutionError, 4),
+        (errors.IntegrityError, 6),
     ],
 )
 def test_every_audit_error_has_its_exit_code_and_message(
-    kind: type[errors.AuditError], code: int, capsys: pytest.CaptureFixture[str],
+    kind: type[errors.AuditError],
+    code: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     error = kind("the-slug", "What is wrong.", "What to do.", file="a.yaml", line=3, column=7)
     assert guard(lambda: raising(error), ["semlens-audit"]) == code
@@ -139,7 +146,9 @@ def test_interrupt_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> Non
     ],
 )
 def test_the_machines_failures_are_told_from_defects(
-    error: BaseException, slug: str, capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    slug: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert guard(lambda: raising(error), ["semlens-audit"]) == ExitCode.INCOMPLETE
     text = capsys.readouterr().err
@@ -150,7 +159,9 @@ def test_the_machines_failures_are_told_from_defects(
 
 
 def test_a_defect_leaves_its_traceback_in_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert guard(lambda: raising(ZeroDivisionError("by nought")), ["semlens-audit", "run", "a b.yaml"]) == ExitCode.INCOMPLETE
@@ -167,7 +178,10 @@ def test_a_defect_leaves_its_traceback_in_a_file(
 def test_a_reader_that_leaves_is_neither_a_verdict_nor_a_traceback() -> None:
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -m semlens_audit schema record | true; echo ${{PIPESTATUS[0]}}"],
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.stdout.strip() in ("0", "4")
     assert done.stderr == ""
@@ -254,7 +268,7 @@ def test_screen_puts_failures_first() -> None:
     record = sample("shortcut")
     states = [finding.state for finding in record.findings]
     assert len(set(states)) > 1
-    lines = printed(record).splitlines()[1:len(states) + 1]
+    lines = printed(record).splitlines()[1 : len(states) + 1]
     failing = [STATES["not_satisfied"].lower() in line for line in lines]
     assert failing == sorted(failing, reverse=True)
     assert sum(failing) == states.count("not_satisfied")
