@@ -26,7 +26,10 @@ CheckKind = Literal[
 
 
 class _Asked(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
+    # Attribute docstrings become the descriptions of the JSON Schema that editors show while people write.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True, use_attribute_docstrings=True,
+    )
 
 
 class Example(_Asked):
@@ -75,6 +78,8 @@ class ClassSpec(_Asked):
 
 class Criterion(_Asked):
     """Acceptance criterion: exactly one of the two bounds."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["at_most"]}, {"required": ["at_least"]}]})
 
     at_most: float | None = None
     at_least: float | None = None
