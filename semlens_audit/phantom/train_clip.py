@@ -163,7 +163,7 @@ def new_model() -> torch.nn.Module:
     return open_clip.CLIP(**json.loads(json.dumps(MODEL_CFG)))
 
 
-def train(crops: Crops, epochs: int, batch: int, rate: float, seed: int) -> torch.nn.Module:
+def train(crops: Crops, epochs: int, batch: int, rate: float, seed: int, threads: int = 2) -> torch.nn.Module:
     """Train a model on crops; captions are drawn anew in every epoch.
 
     Returns the model in evaluation mode. Deterministic for one `seed` up to the order of sums in the kernels.
@@ -171,7 +171,7 @@ def train(crops: Crops, epochs: int, batch: int, rate: float, seed: int) -> torc
     import torch
 
     torch.manual_seed(seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     rng = np.random.default_rng(seed)
     model = new_model().train()
     # Typed stubs of torch do not know the memory format of whole modules.
@@ -230,7 +230,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="for rendering")
+    parser.add_argument("--threads", type=int, default=2, help="for training; 1 is faster on a machine that is busy")
     parser.add_argument("--evaluation-scenes", type=int, default=1500)
     options = parser.parse_args()
     from semlens_audit.phantom import evaluate_clip
@@ -238,7 +239,7 @@ def main() -> None:
     started = time.monotonic()
     crops = rendered(TRAINING_SEEDS + 100_000 * options.seed, options.scenes, 3, options.processes)
     print(f"rendered {len(crops.images)} crops in {time.monotonic() - started:.0f} s", flush=True)
-    model = train(crops, options.epochs, options.batch, options.rate, options.seed)
+    model = train(crops, options.epochs, options.batch, options.rate, options.seed, options.threads)
     command = (
         f"python -m semlens_audit.phantom.train_clip --out DIR --scenes {options.scenes} --epochs {options.epochs} "
         f"--batch {options.batch} --rate {options.rate:g} --seed {options.seed}"

@@ -87,12 +87,14 @@ def rendered(name: str, n: int, seed: int, processes: int) -> tuple[NDArray[np.u
     return np.concatenate(parts), np.asarray(labels, dtype=np.int64)
 
 
-def train(pictures: NDArray[np.uint8], labels: NDArray[np.int64], epochs: int, rate: float, seed: int) -> torch.nn.Module:
+def train(
+    pictures: NDArray[np.uint8], labels: NDArray[np.int64], epochs: int, rate: float, seed: int, threads: int = 2
+) -> torch.nn.Module:
     """Train a subject with cross-entropy, flips and shifts; returned in evaluation mode."""
     import torch
 
     torch.manual_seed(seed)
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     rng = np.random.default_rng(seed)
     model = new_model().train()
     # Typed stubs of torch do not know the memory format of whole modules.
@@ -211,11 +213,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lesions", type=int, default=400, help="lesions to measure the true effects on")
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="for rendering")
+    parser.add_argument("--threads", type=int, default=2, help="for training; 1 is faster on a machine that is busy")
     options = parser.parse_args()
     for name in [options.only] if options.only else ["shortcut", "clean"]:
         pictures, labels = rendered(name, options.renders, TRAINING_SEED, options.processes)
-        model = train(pictures, labels, options.epochs, options.rate, options.seed)
+        model = train(pictures, labels, options.epochs, options.rate, options.seed, options.threads)
         save(model, options.out / name)
         command = (
             f"python -m semlens_audit.phantom.train_subjects --out DIR --only {name} --renders {options.renders} "

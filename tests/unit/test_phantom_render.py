@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
+
 from semlens_audit.phantom.render import ARTEFACTS, ATTRIBUTES, VALID, Attributes, Lesion, render
 
 names = st.sets(st.sampled_from(ATTRIBUTES)).map(lambda chosen: Attributes.from_names(sorted(chosen)))
