@@ -113,9 +113,9 @@ def print_problems(problems: Sequence[Problem]) -> None:
 
 
 def _crash_file(error: BaseException, command: Sequence[str]) -> Path:
-    name = {"prefix": "semlens-audit-crash-", "suffix": ".txt"}
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", delete=False, **name) as stream:
+    handle, name = tempfile.mkstemp(prefix="semlens-audit-crash-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
         stream.write(f"semlens-audit {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
         stream.write(f"command: {shlex.join(command)}\nfolder: {Path.cwd()}\n\n")
         stream.writelines(traceback.format_exception(error))
-        return Path(stream.name)
+    return Path(name)
