@@ -9,7 +9,7 @@ from typing import Literal
 from semlens_audit.plan import AuditPlan, Check, CheckKind, Role
 from semlens_audit.records import ClassLayer, Finding, Interval, Measurement, State
 
-__all__ = ["KINDS", "Kind", "Quantity", "decide", "findings", "quantities"]
+__all__ = ["KINDS", "Kind", "Quantity", "decide", "findings", "hold", "quantities"]
 
 _EVIDENCE = 6
 
@@ -146,7 +146,29 @@ def decide(check: Check, measurement: Measurement) -> State:
     return "not_satisfied" if interval.high < threshold else "inconclusive"
 
 
-def findings(plan: AuditPlan, measured: Mapping[str, Measurement], class_layers: Sequence[ClassLayer]) -> list[Finding]:
+def hold(
+    check: Check, quantity: Quantity, measurement: Measurement, unrecognised: Mapping[str, str]
+) -> tuple[Measurement, State]:
+    """Decide a check whose concepts the foundation model may not recognise.
+
+    What it does not recognise, it cannot find: reliance on such a concept is a lower bound. A criterion "at most" can then be
+    violated but not met, a criterion "at least" met but not violated; what is left open is not measured, with the reason.
+    """
+    state = decide(check, measurement)
+    reasons = [unrecognised[concept] for concept in quantity.concepts if concept in unrecognised]
+    if not reasons or KINDS[check.kind].quantity != "reliance" or state == "not_measured":
+        return measurement, state
+    if state == ("not_satisfied" if check.criterion.operator == "at_most" else "satisfied"):
+        return measurement, state
+    return quantity.missing("; ".join(reasons), measurement.n), "not_measured"
+
+
+def findings(
+    plan: AuditPlan,
+    measured: Mapping[str, Measurement],
+    class_layers: Sequence[ClassLayer],
+    unrecognised: Mapping[str, str] | None = None,
+) -> list[Finding]:
     """Hold every check against its measurements: one finding per check and layer, or per check and concept.
 
     Raises
@@ -159,8 +181,7 @@ def findings(plan: AuditPlan, measured: Mapping[str, Measurement], class_layers:
     out: list[Finding] = []
     for check in plan.spec.checks:
         for quantity in _of_check(plan, check):
-            measurement = measured[quantity.key]
-            state = decide(check, measurement)
+            measurement, state = hold(check, quantity, measured[quantity.key], unrecognised or {})
             place = by_place.get((quantity.class_name, quantity.layer)) if quantity.layer else None
             out.append(
                 Finding(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -54,8 +54,6 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
                 rng=generator(plan, "effects", name, str(number)),
             )
             for concept, presence, result in zip(concepts, presences, results, strict=True):
-                if number and presence.source == "foundation model" and not told:
-                    continue
                 if told and number == 0 and presence.source != "attributes":
                     continue
                 records.append(_effect_record(plan, evidence, name, concept.id, presence, result))
@@ -84,13 +82,22 @@ def _effect_record(
     return EffectRecord(class_name=name, concept=concept, effect=effect, presence=record)
 
 
-def effect_quantities(quantities: Sequence[Quantity], effects: Sequence[EffectRecord]) -> dict[str, Measurement]:
-    """The effects that checks ask for: from attributes where they are known, else as the foundation model sees presence."""
+def effect_quantities(
+    quantities: Sequence[Quantity], effects: Sequence[EffectRecord], unrecognised: Mapping[str, str]
+) -> dict[str, Measurement]:
+    """The effects that checks ask for: from attributes where they are known, else as the foundation model sees presence.
+
+    Presence that only a foundation model tells which does not recognise the concept gives no measurement.
+    """
     values: dict[str, Measurement] = {}
     for quantity in quantities:
         if quantity.kind != "behavioural_effect":
             continue
         matching = [e for e in effects if e.class_name == quantity.class_name and e.concept == quantity.concepts[0]]
         preferred = sorted(matching, key=lambda e: e.presence.source != "attributes")
-        values[quantity.key] = quantity.transform(preferred[0].effect)
+        chosen, reason = preferred[0], unrecognised.get(quantity.concepts[0])
+        if reason is not None and chosen.presence.source == "foundation model":
+            values[quantity.key] = quantity.missing(reason, chosen.effect.n)
+        else:
+            values[quantity.key] = quantity.transform(chosen.effect)
     return values

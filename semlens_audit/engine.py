@@ -124,7 +124,7 @@ def _record(
     plan: AuditPlan, data: DataSet, cached: _Cached, stages: dict[str, str], command: str, now: datetime
 ) -> AuditRecord:
     measured, audit = cached.measurements, plan.audit
-    found = checks.findings(plan, measured.quantities, measured.class_layers)
+    found = checks.findings(plan, measured.quantities, measured.class_layers, measured.unrecognised)
     concepts = tuple(
         ConceptRecord(
             id=concept.id,
@@ -135,6 +135,7 @@ def _record(
             examples=len(concept.examples),
             source=concept.source,
             hazard=concept.hazard,
+            probe_auroc=measured.probe_auroc.get(concept.id),
             presence_auroc=measured.presence_auroc.get(concept.id),
         )
         for concept in plan.spec.concepts

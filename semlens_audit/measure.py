@@ -17,6 +17,7 @@ from semlens_audit.digest import digest
 from semlens_audit.effect_measure import effect_quantities, measure_effects
 from semlens_audit.evidence import Evidence
 from semlens_audit.plan import AuditPlan
+from semlens_audit.recognition import probe_aurocs, unrecognised
 from semlens_audit.records import (
     ClassLayer,
     ComponentRecord,
@@ -43,6 +44,9 @@ class Measurements(BaseModel):
     effects: tuple[EffectRecord, ...]
     quantities: dict[str, Measurement]
     presence_auroc: dict[str, float] = Field(default_factory=dict)
+    probe_auroc: dict[str, float] = Field(default_factory=dict)
+    unrecognised: dict[str, str] = Field(default_factory=dict)
+    """concept -> why the foundation model is held not to recognise it."""
     accuracy: float | None
     per_class: dict[str, int]
 
@@ -114,7 +118,10 @@ def measure(
             found.update(values)
             step(1)
     effects, aurocs = measure_effects(plan, evidence)
-    found.update(effect_quantities(quantities, effects))
+    pool = np.concatenate([layer.null_embeddings for layer in evidence.layers])
+    held_out = probe_aurocs(evidence.probes, pool)
+    missed = unrecognised(plan, held_out, aurocs)
+    found.update(effect_quantities(quantities, effects, missed))
     predicted = evidence.logits.argmax(axis=1)
     return Measurements(
         layers=tuple(layers),
@@ -122,6 +129,8 @@ def measure(
         effects=tuple(effects),
         quantities=found,
         presence_auroc=aurocs,
+        probe_auroc=held_out,
+        unrecognised=missed,
         accuracy=float((predicted == evidence.labels).mean()) if len(predicted) else None,
         per_class={name: int((evidence.labels == index).sum()) for index, name in enumerate(evidence.classes)},
     )

@@ -11,8 +11,24 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "Audit", "AuditPlan", "Check", "CheckKind", "ClassSpec", "Concept", "Criterion", "Data", "Example", "FoundationModel",
-    "MeasurementSettings", "ModelSource", "Preprocessing", "Responsible", "Role", "Severity", "Spec", "Subject",
+    "Audit",
+    "AuditPlan",
+    "Check",
+    "CheckKind",
+    "ClassSpec",
+    "Concept",
+    "Criterion",
+    "Data",
+    "Example",
+    "FoundationModel",
+    "MeasurementSettings",
+    "ModelSource",
+    "Preprocessing",
+    "Responsible",
+    "Role",
+    "Severity",
+    "Spec",
+    "Subject",
 ]
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
@@ -20,15 +36,24 @@ Text = Annotated[str, Field(min_length=1, max_length=4000)]
 Role = Literal["valid", "spurious", "neutral"]
 Severity = Literal["critical", "major", "minor"]
 CheckKind = Literal[
-    "spurious_reliance", "valid_reliance", "unexplained_relevance", "concept_used", "concept_not_used",
-    "behavioural_effect", "clarity",
+    "spurious_reliance",
+    "valid_reliance",
+    "unexplained_relevance",
+    "concept_used",
+    "concept_not_used",
+    "behavioural_effect",
+    "clarity",
 ]
 
 
 class _Asked(BaseModel):
     # Attribute docstrings become the descriptions of the JSON Schema that editors show while people write.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True, use_attribute_docstrings=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
 
@@ -244,6 +269,9 @@ class MeasurementSettings(_Asked):
     """Fewer samples of a class than this: not measured."""
     minimum_counterexamples: int = Field(default=5, ge=1)
     """Fewer samples than this in a cell of class x presence: the behavioural effect is not measured."""
+    minimum_recognition: float = Field(default=0.8, ge=0.5, le=1)
+    """Least area under the ROC curve with which the foundation model recognises a concept, where that can be told; below it,
+    what rests on the concept is not measured."""
     batch_size: int = Field(default=64, ge=1)
 
 

@@ -13,9 +13,27 @@ from semlens_audit.errors import ExitCode
 from semlens_audit.plan import CheckKind, Criterion, MeasurementSettings, Responsible, Role, Severity
 
 __all__ = [
-    "SCHEMA_VERSION", "AuditRecord", "ClassLayer", "ComponentRecord", "ConceptRecord", "DataRecord", "EffectRecord", "Environment",
-    "Finding", "FoundationRecord", "Identity", "Interval", "LayerRecord", "Measurement", "PresenceRecord", "ReferenceRecord",
-    "ReferenceImage", "State", "SubjectRecord", "ToolRecord", "Verdict",
+    "SCHEMA_VERSION",
+    "AuditRecord",
+    "ClassLayer",
+    "ComponentRecord",
+    "ConceptRecord",
+    "DataRecord",
+    "EffectRecord",
+    "Environment",
+    "Finding",
+    "FoundationRecord",
+    "Identity",
+    "Interval",
+    "LayerRecord",
+    "Measurement",
+    "PresenceRecord",
+    "ReferenceRecord",
+    "ReferenceImage",
+    "State",
+    "SubjectRecord",
+    "ToolRecord",
+    "Verdict",
 ]
 
 SCHEMA_VERSION = "1.0"
@@ -174,6 +192,8 @@ class ConceptRecord(_Record):
     """How many example images define it."""
     source: str | None = None
     hazard: str | None = None
+    probe_auroc: float | None = None
+    """How well the probe made of its example crops tells a held-out example from other crops: area under the ROC curve."""
     presence_auroc: float | None = None
     """How well the foundation model tells samples with the concept from those without, where an attribute column says which
     they are: area under the ROC curve, 0 to 1."""

@@ -163,6 +163,31 @@ def test_key_ignores_criteria_and_titles_but_no_definition() -> None:
     assert measurement_key(redefined, {"a": "1"}, checks.quantities(redefined)) != key
 
 
+def test_a_concept_the_foundation_model_does_not_recognise_is_never_passed() -> None:
+    plan, evidence = synthetic.plan(), synthetic.evidence(CLEAN)
+    rng = np.random.default_rng(3)
+    noise = evidence.layers[0].null_embeddings[rng.choice(600, 20, replace=False)]
+    probes = dict(evidence.probes) | {"ruler": dataclasses.replace(evidence.probes["ruler"], examples=noise)}
+    measured = _measured(plan, dataclasses.replace(evidence, probes=probes))
+    assert measured.probe_auroc["ruler"] < 0.8
+    found = checks.findings(plan, measured.quantities, measured.class_layers, measured.unrecognised)
+    states = {finding.check: finding.state for finding in found}
+    assert states["no-ruler"] == states["spurious"] == "not_measured"
+    assert states["valid"] == states["unexplained"] == states["ruler-effect"] == "satisfied"
+    blind = dataclasses.replace(evidence, probes=probes, attributes={})
+    without = _measured(plan, blind).quantities
+    assert "does not recognise ruler" in str(next(m for key, m in without.items() if key.startswith("behav")).not_measured)
+
+
+def test_a_violation_stands_even_where_recognition_is_poor() -> None:
+    plan = synthetic.plan()
+    measured = _measured(plan, synthetic.evidence(SHORTCUT))
+    found = checks.findings(plan, measured.quantities, measured.class_layers, {"ruler": "a reason", "border": "another"})
+    states = {finding.check: finding.state for finding in found}
+    assert states["no-ruler"] == "not_satisfied"
+    assert states["valid"] == "not_measured"
+
+
 _NUMBERS = st.floats(-2, 2, allow_nan=False)
 
 
