@@ -21,7 +21,7 @@ NO_SAMPLE = -1
 class TopReferences:
     """The exact top-m samples of every component, from one pass over the data in any order and batching.
 
-    The reference samples E_k of SemanticLens (arXiv 2501.05398, section "Concept examples"): the m samples with the highest pooled
+    The reference samples E_k of SemanticLens (arXiv 2501.05398): the m samples with the highest pooled
     activation. Order is by activation, highest first, then by sample id, smallest first, so the result depends on nothing but
     the (id, value) pairs seen. Activations need not be positive: a component that never fires still has a highest sample.
 
@@ -101,7 +101,9 @@ class TopReferences:
         ids = np.asarray(sample_ids, dtype=np.int64).reshape(-1)
         values = np.asarray(values)
         if values.dtype not in (np.float32, np.float64):
-            raise ValueError(f"pooled activations must be float32 or float64, not {values.dtype}: ranks need full precision")
+            raise ValueError(
+                f"pooled activations must be float32 or float64, not {values.dtype}: ranks need full precision"
+            )
         if values.shape != (len(ids), len(self._ids)):
             raise ValueError(f"expected values of shape {(len(ids), len(self._ids))}, got {values.shape}")
         if (ids < 0).any():
@@ -173,7 +175,9 @@ def first_tensor(output: object) -> torch.Tensor:
         for part in parts:
             if isinstance(part, torch.Tensor):
                 return part
-    raise SubjectError("no-tensor-output", f"The layer returns {type(output).__name__}, which holds no tensor.", "Audit another layer.")
+    raise SubjectError(
+        "no-tensor-output", f"The layer returns {type(output).__name__}, which holds no tensor.", "Audit another layer."
+    )
 
 
 def replace_first(output: object, tensor: torch.Tensor) -> object:
