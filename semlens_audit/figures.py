@@ -7,13 +7,13 @@ dark, and for paper with fixed ones, because an image in a PDF sees no style she
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
 
 from semlens_audit.plan import Criterion
 from semlens_audit.records import Measurement, State
+from semlens_audit.wording import Unit
 
 __all__ = ["PAPER", "SCREEN", "Domain", "Figure", "Palette", "Point", "Segment", "axis", "interval_line", "scatter", "stacked"]
 
@@ -51,15 +51,36 @@ class Palette:
 
 
 SCREEN = Palette(
-    ink="var(--ink)", soft="var(--soft)", line="var(--line)", paper="var(--page)", accepted="var(--accepted)",
-    satisfied="var(--satisfied)", not_satisfied="var(--not-satisfied)", inconclusive="var(--inconclusive)",
-    not_measured="var(--not-measured)", valid="var(--valid)", spurious="var(--spurious)", neutral="var(--neutral)",
-    unexplained="var(--unexplained)", inline=True,
+    ink="var(--ink)",
+    soft="var(--soft)",
+    line="var(--line)",
+    paper="var(--page)",
+    accepted="var(--accepted)",
+    satisfied="var(--satisfied)",
+    not_satisfied="var(--not-satisfied)",
+    inconclusive="var(--inconclusive)",
+    not_measured="var(--not-measured)",
+    valid="var(--valid)",
+    spurious="var(--spurious)",
+    neutral="var(--neutral)",
+    unexplained="var(--unexplained)",
+    inline=True,
 )
 PAPER = Palette(
-    ink="#1b1f24", soft="#57606a", line="#c9ced4", paper="#ffffff", accepted="#e2efe9", satisfied="#00694d",
-    not_satisfied="#b23c00", inconclusive="#7d5a00", not_measured="#57606a", valid="#0072b2", spurious="#d55e00",
-    neutral="#cc79a7", unexplained="#c4c9cf", inline=False,
+    ink="#1b1f24",
+    soft="#57606a",
+    line="#c9ced4",
+    paper="#ffffff",
+    accepted="#e2efe9",
+    satisfied="#00694d",
+    not_satisfied="#b23c00",
+    inconclusive="#7d5a00",
+    not_measured="#57606a",
+    valid="#0072b2",
+    spurious="#d55e00",
+    neutral="#cc79a7",
+    unexplained="#c4c9cf",
+    inline=False,
 )
 
 
@@ -85,7 +106,7 @@ class Domain:
 
     low: float
     high: float
-    unit: Literal["share", "logits", "cosine"]
+    unit: Unit
 
     def place(self, value: float, left: float, width: float) -> float:
         """Horizontal position of `value`, kept inside the axis."""
@@ -93,7 +114,7 @@ class Domain:
         return left + min(max(part, 0.0), 1.0) * width
 
     @classmethod
-    def over(cls, unit: Literal["share", "logits", "cosine"], values: Sequence[float]) -> Domain:
+    def over(cls, unit: Unit, values: Sequence[float]) -> Domain:
         """Domain that holds `values`: 0 to 1 for a share, 0 (or less) to 1 for a cosine, whole steps for logits."""
         if unit == "share":
             return cls(0.0, 1.0, unit)
@@ -137,8 +158,7 @@ def _text(x: float, y: float, text: str, colour: str, size: float = 11, anchor: 
 
 def _rule(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1, more: str = "") -> str:
     return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-        f'style="stroke:{colour};stroke-width:{width:g};{more}"/>'
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" style="stroke:{colour};stroke-width:{width:g};{more}"/>'
     )
 
 
@@ -158,8 +178,15 @@ def axis(domain: Domain, palette: Palette, width: int = 260) -> Figure:
 
 
 def interval_line(
-    measurement: Measurement, state: State | None, criterion: Criterion | None, domain: Domain, palette: Palette, alt: str,
-    width: int = 260, labelled: bool = False, bar: str | None = None,
+    measurement: Measurement,
+    state: State | None,
+    criterion: Criterion | None,
+    domain: Domain,
+    palette: Palette,
+    alt: str,
+    width: int = 260,
+    labelled: bool = False,
+    bar: str | None = None,
 ) -> Figure:
     """Point and interval on a line, with the accepted side shaded and the criterion as a tick.
 
@@ -184,7 +211,7 @@ def interval_line(
     bar
         Role whose colour fills a bar from zero to the value.
     """
-    height, middle = (46, 16.0) if labelled else (26, 13.0)
+    height, middle = (41, 13.0) if labelled else (26, 13.0)
     left, span = 14.0, width - 28.0
     colour = palette.state(state) if state else palette.ink
     body = ""
@@ -198,21 +225,22 @@ def interval_line(
     dashes = "stroke-dasharray:3 4" if measurement.value is None else ""
     body += _rule(left, middle, left + span, middle, palette.line, 1, dashes)
     if measurement.value is not None and measurement.interval is not None:
-        low, value, high = (domain.place(v, left, span) for v in (measurement.interval.low, measurement.value, measurement.interval.high))
+        low, value, high = (
+            domain.place(v, left, span) for v in (measurement.interval.low, measurement.value, measurement.interval.high)
+        )
         if bar:
             body += _block(min(zero, value), middle - 6, abs(value - zero), 12, palette.role(bar))
-        body += _rule(low, middle, max(high, low + 1), middle, colour, 2 if bar else 4)
-        if bar:
-            body += "".join(_rule(x, middle - 4, x, middle + 4, colour, 1.5) for x in (low, high))
-        else:
-            body += f'<circle cx="{value:.1f}" cy="{middle:g}" r="5" style="fill:{colour};stroke:{palette.paper};stroke-width:1.5"/>'
+        body += _rule(low, middle, high, middle, colour, 2 if bar else 3)
+        body += "".join(_rule(x, middle - 5, x, middle + 5, colour, 1.5 if bar else 2) for x in (low, high))
+        if not bar:
+            body += f'<circle cx="{value:.1f}" cy="{middle:g}" r="3.5" style="fill:{colour}"/>'
     if criterion is not None:
         body += _rule(at, middle - 11, at, middle + 11, palette.ink, 2)
     if labelled:
         for tick in domain.ticks():
             x = domain.place(tick, left, span)
-            body += _rule(x, 29, x, 32, palette.soft) + _text(x, 43, domain.label(tick), palette.soft, 10.5)
-        body += _rule(left, 29, left + span, 29, palette.line)
+            body += _rule(x, 25, x, 28, palette.soft) + _text(x, 39, domain.label(tick), palette.soft, 10.5)
+        body += _rule(left, 25, left + span, 25, palette.line)
     return _svg(width, height, body, alt, palette)
 
 
@@ -225,7 +253,7 @@ class Segment:
     label: str
 
 
-def stacked(segments: Sequence[Segment], palette: Palette, alt: str, width: int = 680) -> Figure:
+def stacked(segments: Sequence[Segment], palette: Palette, alt: str, width: int = 650) -> Figure:
     """Shares of a whole as one bar; parts wide enough carry their label."""
     total = sum(segment.share for segment in segments) or 1.0
     x, body = 0.0, ""
@@ -234,7 +262,7 @@ def stacked(segments: Sequence[Segment], palette: Palette, alt: str, width: int 
         if part >= 0.5:
             body += _block(x, 0, part - 1.5, 26, palette.role(segment.role))
             if part > 44:
-                shade = "#1b1f24" if segment.role in ("neutral", "unexplained") else "#ffffff"
+                shade = "#ffffff" if segment.role == "valid" else "#15181c"
                 body += _text(x + part / 2 - 0.75, 17.5, segment.label, shade, 13)
         x += part
     return _svg(width, 26, body, alt, palette)
@@ -251,7 +279,9 @@ class Point:
     label: str
 
 
-def scatter(points: Sequence[Point], threshold: float, palette: Palette, alt: str, labelled: int = 8, size: int = 560) -> Figure:
+def scatter(
+    points: Sequence[Point], threshold: float, palette: Palette, alt: str, labelled: int = 8, size: int = 560
+) -> Figure:
     """Valid against spurious alignment, one disc a component, its area proportional to its relevance.
 
     Parameters
@@ -273,7 +303,8 @@ def scatter(points: Sequence[Point], threshold: float, palette: Palette, alt: st
     height = round(size * 0.72)
     wide, tall = size - left - right, height - top - bottom
     values = [v for point in points for v in (point.x, point.y)] + [0.0, threshold + 1]
-    domain = Domain.over("logits", [min(values), max(values)])
+    pad = 0.05 * (max(values) - min(values))
+    domain = Domain.over("logits", [min(values) - pad, max(values) + pad])
     body = _block(left, top, wide, tall, "none", f"stroke:{palette.line}")
 
     def across(value: float) -> float:
@@ -287,7 +318,10 @@ def scatter(points: Sequence[Point], threshold: float, palette: Palette, alt: st
         body += _text(across(tick), top + tall + 17, domain.label(tick), palette.soft)
         body += _rule(left - 4, down(tick), left, down(tick), palette.soft)
         body += _text(left - 8, down(tick) + 4, domain.label(tick), palette.soft, anchor="end")
-    for x1, y1, x2, y2 in ((across(threshold), top, across(threshold), top + tall), (left, down(threshold), left + wide, down(threshold))):
+    for x1, y1, x2, y2 in (
+        (across(threshold), top, across(threshold), top + tall),
+        (left, down(threshold), left + wide, down(threshold)),
+    ):
         body += _rule(x1, y1, x2, y2, palette.soft, 1, "stroke-dasharray:4 4")
     body += _text(left + wide / 2, height - 8, "best alignment with a valid concept (z)", palette.ink, 12)
     middle = top + tall / 2
@@ -298,7 +332,7 @@ def scatter(points: Sequence[Point], threshold: float, palette: Palette, alt: st
     biggest = max((point.share for point in points), default=1.0) or 1.0
     ordered = sorted(points, key=lambda point: -point.share)
     for point in ordered:
-        radius = 1.6 + 15 * (point.share / biggest) ** 0.5
+        radius = _radius(point, biggest)
         body += (
             f'<circle cx="{across(point.x):.1f}" cy="{down(point.y):.1f}" r="{radius:.1f}" '
             f'style="fill:{palette.role(point.role)};fill-opacity:.72;stroke:{palette.paper};stroke-width:.8"/>'
@@ -307,20 +341,39 @@ def scatter(points: Sequence[Point], threshold: float, palette: Palette, alt: st
     return _svg(size, height, body, alt, palette)
 
 
-def _labels(points, across, down, biggest, palette: Palette, edge: float) -> str:  # type: ignore[no-untyped-def]
-    """Labels beside the points, moved up or down until none covers another."""
+def _haloed(x: float, y: float, text: str, palette: Palette, anchor: str) -> str:
+    """Text that stays legible on a disc."""
+    halo = f"fill:{palette.paper};stroke:{palette.paper};stroke-width:3;stroke-linejoin:round;font-size:11.5px;{_FONT}"
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} style="{halo}" aria-hidden="true">{escape(text)}</text>' + _text(
+        x, y, text, palette.ink, 11.5, anchor
+    )
+
+
+def _radius(point: Point, biggest: float) -> float:
+    return 1.6 + 15 * (point.share / biggest) ** 0.5
+
+
+def _labels(
+    points: Sequence[Point],
+    across: Callable[[float], float],
+    down: Callable[[float], float],
+    biggest: float,
+    palette: Palette,
+    edge: float,
+) -> str:
+    """Labels beside the points, moved up or down until none covers another; one without room is left out."""
     taken: list[tuple[float, float, float]] = []
     body = ""
     for point in points:
-        radius = 1.6 + 15 * (point.share / biggest) ** 0.5
-        length = 6.0 * len(point.label)
+        radius, length = _radius(point, biggest), 6.0 * len(point.label)
         flip = across(point.x) + radius + length + 6 > edge
         x = across(point.x) - radius - 4 - length if flip else across(point.x) + radius + 4
-        y = down(point.y) + 4
-        for shift in (0, -13, 13, -26, 26, -39, 39):
-            if all(abs(y + shift - other) >= 12 or x > end or x + length < start for start, end, other in taken):
-                y += shift
+        for shift in (0, -13, 13, -26, 26):
+            y = down(point.y) + 4 + shift
+            if all(abs(y - other) >= 12 or x > end or x + length < start for start, end, other in taken):
+                taken.append((x, x + length, y))
+                start = x + (length if flip else 0)
+                body += _haloed(start, y, point.label, palette, "end" if flip else "start")
                 break
-        taken.append((x, x + length, y))
-        body += _text(x + (length if flip else 0), y, point.label, palette.ink, 11.5, "end" if flip else "start")
     return body

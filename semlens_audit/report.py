@@ -1,4 +1,4 @@
-"""From a record to a report: one offline HTML file and one PDF. Reads the record and the templates, no clock and no environment."""
+"""From a record to a report: one offline HTML file and one PDF. Reads no clock and no environment."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jinja2
 
+from semlens_audit.compose import make_page, record_digest
 from semlens_audit.figures import PAPER, SCREEN, Palette
-from semlens_audit.pages import make_page
 from semlens_audit.records import AuditRecord
 from semlens_audit.resources import templates_dir
 
@@ -33,7 +33,11 @@ def _folder() -> Path:
 @functools.cache
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_folder()), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(_folder()),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         keep_trailing_newline=True,
     )
 
@@ -68,7 +72,7 @@ def render_html(record: AuditRecord) -> str:
     str
         The same text for the same record, on every machine.
     """
-    return _render(record, SCREEN, ("style.css",))
+    return _render(record, SCREEN, ("style.css", "screen.css"))
 
 
 def render_pdf(record: AuditRecord) -> bytes:
@@ -82,7 +86,7 @@ def render_pdf(record: AuditRecord) -> bytes:
     """
     from semlens_audit.pdf import to_pdf
 
-    return to_pdf(_render(record, PAPER, ("style.css", "paper.css")), record)
+    return to_pdf(_render(record, PAPER, ("style.css", "paper.css")), record_digest(record), record.created)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -4,23 +4,48 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from typing import Literal
 
-from semlens_audit.plan import CheckKind, Criterion, Role, Severity
+from semlens_audit.plan import CheckKind, Criterion, Role
 from semlens_audit.records import Interval, Measurement, State
 
 __all__ = [
-    "GLYPHS", "KINDS", "ROLES", "SEVERITIES", "STATES", "count", "format_criterion", "format_date", "format_interval",
-    "format_measured", "format_value", "join", "needed_decimals", "shorten",
+    "DASH",
+    "GLYPHS",
+    "KINDS",
+    "MINUS",
+    "NARROW",
+    "ROLES",
+    "ROLE_WORDS",
+    "STATES",
+    "Unit",
+    "count",
+    "format_criterion",
+    "format_date",
+    "format_estimate",
+    "format_measured",
+    "format_number",
+    "format_value",
+    "join",
+    "needed_decimals",
+    "shorten",
 ]
 
-MINUS, THIN, DASH = "−", "\u00a0", "–"
+Unit = Literal["share", "logits", "cosine"]
+MINUS, DASH = "−", "–"
+NARROW = "\u00a0"
+"""A space that breaks no line."""
 
 STATES: dict[State, str] = {
-    "satisfied": "Satisfied", "not_satisfied": "Not satisfied", "inconclusive": "Inconclusive", "not_measured": "Not measured",
+    "satisfied": "Satisfied",
+    "not_satisfied": "Not satisfied",
+    "inconclusive": "Inconclusive",
+    "not_measured": "Not measured",
 }
 GLYPHS: dict[State, str] = {"satisfied": "✓", "not_satisfied": "✗", "inconclusive": "≈", "not_measured": "○"}
 ROLES: dict[Role, str] = {"valid": "may be used", "spurious": "must not be used", "neutral": "neutral"}
-SEVERITIES: dict[Severity, str] = {"critical": "critical", "major": "major", "minor": "minor"}
+ROLE_WORDS: dict[str, str] = dict(ROLES.items())
+"""The same, by the name of any role."""
 KINDS: dict[CheckKind, str] = {
     "spurious_reliance": "Reliance on spurious concepts",
     "valid_reliance": "Reliance on valid concepts",
@@ -30,18 +55,21 @@ KINDS: dict[CheckKind, str] = {
     "behavioural_effect": "Effect of a concept's presence on the decision",
     "clarity": "Clarity of the layer's components",
 }
-_SCALE = {"share": 100.0, "logits": 1.0, "cosine": 1.0}
-_MOST = {"share": 2, "logits": 3, "cosine": 3}
-_LEAST = {"share": 0, "logits": 1, "cosine": 2}
+_SCALE: dict[Unit, float] = {"share": 100.0, "logits": 1.0, "cosine": 1.0}
+_MOST: dict[Unit, int] = {"share": 2, "logits": 3, "cosine": 3}
+_LEAST: dict[Unit, int] = {"share": 0, "logits": 1, "cosine": 2}
 
 
-def needed_decimals(unit: str, low: float, high: float, threshold: float | None = None) -> int:
-    """Decimals that an interval earns: its half-width keeps one or two digits, and no more.
+def needed_decimals(unit: Unit, low: float, high: float, threshold: float | None = None) -> int:
+    """Decimals that an interval earns.
+
+    The half-width keeps two significant digits if they are 10 to 35 and one otherwise, the rounding rule of the Particle
+    Data Group (Review of Particle Physics, introduction, section 5.3), within limits that suit the unit.
 
     Parameters
     ----------
     unit
-        ``share``, ``logits`` or ``cosine``; a share is printed in per cent.
+        A share is printed in per cent.
     low, high
         Ends of the interval, in the unit of the measurement.
     threshold
@@ -55,12 +83,16 @@ def needed_decimals(unit: str, low: float, high: float, threshold: float | None 
     """
     scale = _SCALE[unit]
     half = (high - low) / 2 * scale
-    earned = math.ceil(-math.log10(half)) if half > 0 else _LEAST[unit]
+    earned = _LEAST[unit]
+    if half > 0:
+        exponent = math.floor(math.log10(half))
+        earned = -exponent + (half / 10.0**exponent < 3.55)
     decimals = min(max(earned, _LEAST[unit]), _MOST[unit])
     if threshold is None:
         return decimals
     while decimals < 4 and not all(
-        _sign(round(end * scale, decimals) - round(threshold * scale, decimals)) == _sign(end - threshold) for end in (low, high)
+        _sign(round(end * scale, decimals) - round(threshold * scale, decimals)) == _sign(end - threshold)
+        for end in (low, high)
     ):
         decimals += 1
     return decimals
@@ -77,22 +109,20 @@ def _number(value: float, decimals: int) -> str:
     return text.replace("-", MINUS)
 
 
-def _unit(unit: str) -> str:
-    return {"share": f"{THIN}%", "logits": f"{THIN}logits", "cosine": ""}[unit]
+def format_number(value: float, decimals: int, sign: bool = False) -> str:
+    """`value` with a true minus sign, and a plus sign if asked."""
+    plus = "+" if sign and round(value, decimals) > 0 else ""
+    return plus + _number(value, decimals)
 
 
-def format_value(unit: str, value: float, decimals: int | None = None) -> str:
+def _unit(unit: Unit) -> str:
+    return {"share": f"{NARROW}%", "logits": f"{NARROW}logits", "cosine": ""}[unit]
+
+
+def format_value(unit: Unit, value: float, decimals: int | None = None) -> str:
     """`value` with its unit: ``64 %``, ``6.7 logits``, ``0.52``."""
     digits = _LEAST[unit] if decimals is None else decimals
     return _number(value * _SCALE[unit], digits) + _unit(unit)
-
-
-def format_interval(unit: str, interval: Interval, decimals: int | None = None) -> str:
-    """Both ends with the unit: ``58–70 %`` or, where an end is negative, ``−0.4 to 0.1 logits``."""
-    digits = needed_decimals(unit, interval.low, interval.high) if decimals is None else decimals
-    low, high = (_number(end * _SCALE[unit], digits) for end in (interval.low, interval.high))
-    between = " to " if MINUS in low + high else DASH
-    return f"{low}{between}{high}{_unit(unit)}"
 
 
 def format_measured(measurement: Measurement, criterion: Criterion | None = None) -> str:
@@ -108,20 +138,23 @@ def format_measured(measurement: Measurement, criterion: Criterion | None = None
     Returns
     -------
     str
-        ``64 % (58–70 %)``, ``6.7 logits (6.2–7.3 logits)``, or ``not measured``.
+        ``64 % (58–70 %)``, ``6.7 logits (6.2–7.3)``, ``−0.18 logits (−0.42 to 0.06)``, or ``not measured``.
     """
-    interval = measurement.interval
-    if measurement.value is None or interval is None:
+    if measurement.value is None or measurement.interval is None:
         return "not measured"
+    return format_estimate(measurement.unit, measurement.value, measurement.interval, criterion)
+
+
+def format_estimate(unit: Unit, value: float, interval: Interval, criterion: Criterion | None = None) -> str:
+    """As `format_measured`, from a value and its interval."""
     threshold = criterion.threshold if criterion is not None else None
-    digits = needed_decimals(measurement.unit, interval.low, interval.high, threshold)
-    value = _number(measurement.value * _SCALE[measurement.unit], digits)
-    suffix = _unit(measurement.unit) if measurement.unit == "share" else ""
-    ends = format_interval(measurement.unit, interval, digits)
-    return f"{value}{suffix} ({ends})"
+    digits = needed_decimals(unit, interval.low, interval.high, threshold)
+    low, high = (_number(end * _SCALE[unit], digits) for end in (interval.low, interval.high))
+    between = f"{NARROW}to{NARROW}" if MINUS in low + high else DASH
+    return f"{format_value(unit, value, digits)} ({low}{between}{high}{_unit(unit) if unit == 'share' else ''})"
 
 
-def format_criterion(criterion: Criterion, unit: str) -> str:
+def format_criterion(criterion: Criterion, unit: Unit) -> str:
     """``at most 25 %``, ``at least 0.40``."""
     scaled = criterion.threshold * _SCALE[unit]
     digits = next((d for d in range(_LEAST[unit], 4) if abs(round(scaled, d) - scaled) < 1e-9), 4)
@@ -134,13 +167,13 @@ def format_date(created: str) -> str:
         moment = datetime.fromisoformat(created)
     except ValueError:
         return created
-    months = ("January February March April May June July August September October November December").split()
+    months = "January February March April May June July August September October November December".split()  # noqa: SIM905
     return f"{moment.day} {months[moment.month - 1]} {moment.year}, {moment.hour:02d}:{moment.minute:02d} UTC"
 
 
 def count(number: int, singular: str, plural: str | None = None) -> str:
     """``1 check``, ``12 checks``, ``1,200 checks``."""
-    return f"{number:,}{THIN}{singular if number == 1 else plural or singular + 's'}"
+    return f"{number:,}{NARROW}{singular if number == 1 else plural or singular + 's'}"
 
 
 def join(parts: list[str] | tuple[str, ...]) -> str:

@@ -123,9 +123,21 @@ def missing(quantity: str, unit: Any, reason: str, n: int = 0) -> Measurement:
 
 def reliances(kind: str, layer: str) -> dict[str, float]:
     """concept -> reliance of melanoma."""
-    base = {"asymmetry": 0.11, "irregular_border": 0.09, "several_colours": 0.12, "blue_white_veil": 0.08, "large_diameter": 0.05,
-            "ruler": 0.02, "plaster": 0.01, "hair": 0.03, "pen_ink": 0.0, "dark_corners": 0.02, "red_skin": 0.02,
-            "colour_chart": 0.004, "plain_skin": 0.06}
+    base = {
+        "asymmetry": 0.11,
+        "irregular_border": 0.09,
+        "several_colours": 0.12,
+        "blue_white_veil": 0.08,
+        "large_diameter": 0.05,
+        "ruler": 0.02,
+        "plaster": 0.01,
+        "hair": 0.03,
+        "pen_ink": 0.0,
+        "dark_corners": 0.02,
+        "red_skin": 0.02,
+        "colour_chart": 0.004,
+        "plain_skin": 0.06,
+    }
     if kind == "shortcut":
         base = {name: value * 0.45 for name, value in base.items()}
         base["ruler"] = 0.64 if layer == "layer3" else 0.58
@@ -162,16 +174,22 @@ def component_table(kind: str, layer: str, class_name: str, images: dict[str, st
         if class_name == "melanoma" and (pictured[name] < (4 if name in ("ruler", None) else 2)) and rank < 40:
             pictured[name] += 1
             start = 1000 * (int(ids[position]) + 1)
-            references = tuple(
-                reference(name, start + step, 8.4 - 0.31 * step - 0.1 * rank, images) for step in range(8)
-            )
+            references = tuple(reference(name, start + step, 8.4 - 0.31 * step - 0.1 * rank, images) for step in range(8))
         share = float(np.clip(shares[position], 0, 1))
-        rows.append(ComponentRecord(
-            component=int(ids[position]), share=share,
-            interval=Interval(low=share * 0.86, high=min(1.0, share * 1.13), level=0.95, method=BOOTSTRAP),
-            signed=float(np.round(rng.uniform(-1, 1), 3)), assigned=name, best=max(z, key=lambda key: z[key]),
-            alignment=alignment, z=z, clarity=float(np.round(rng.uniform(0.35, 0.8), 3)), references=references,
-        ))
+        rows.append(
+            ComponentRecord(
+                component=int(ids[position]),
+                share=share,
+                interval=Interval(low=share * 0.86, high=min(1.0, share * 1.13), level=0.95, method=BOOTSTRAP),
+                signed=float(np.round(rng.uniform(-1, 1), 3)),
+                assigned=name,
+                best=max(z, key=lambda key: z[key]),
+                alignment=alignment,
+                z=z,
+                clarity=float(np.round(rng.uniform(0.35, 0.8), 3)),
+                references=references,
+            )
+        )
     return tuple(rows)
 
 
@@ -182,33 +200,60 @@ def class_layer(kind: str, layer: str, class_name: str, images: dict[str, str]) 
     neutral = sums["plain_skin"]
     unexplained = max(0.0, 1 - valid - spurious - neutral)
     return ClassLayer(
-        class_name=class_name, layer=layer, samples=240,
-        concepts={name: measured("reliance", "share", value, 0.02 + 0.09 * value * (1 - value)) for name, value in sums.items()},
+        class_name=class_name,
+        layer=layer,
+        samples=240,
+        concepts={
+            name: measured("reliance", "share", value, 0.02 + 0.09 * value * (1 - value)) for name, value in sums.items()
+        },
         valid=measured("reliance on valid concepts", "share", valid, 0.05),
         spurious=measured("reliance on spurious concepts", "share", min(1.0, spurious), 0.056),
         neutral=measured("reliance on neutral concepts", "share", neutral, 0.013),
-        unexplained=measured("unexplained relevance", "share", unexplained, 0.047), components=rows,
+        unexplained=measured("unexplained relevance", "share", unexplained, 0.047),
+        components=rows,
     )
 
 
 def effects(kind: str) -> tuple[EffectRecord, ...]:
-    sizes = {"ruler": 6.71 if kind == "shortcut" else 0.22, "plaster": 0.31, "hair": -0.18, "pen_ink": 0.08, "dark_corners": 0.44,
-             "red_skin": 0.92, "asymmetry": 1.31, "irregular_border": 1.02, "several_colours": 1.64, "blue_white_veil": 0.88}
+    sizes = {
+        "ruler": 6.71 if kind == "shortcut" else 0.22,
+        "plaster": 0.31,
+        "hair": -0.18,
+        "pen_ink": 0.08,
+        "dark_corners": 0.44,
+        "red_skin": 0.92,
+        "asymmetry": 1.31,
+        "irregular_border": 1.02,
+        "several_colours": 1.64,
+        "blue_white_veil": 0.88,
+    }
     half = {"ruler": 0.55, "red_skin": 0.31}
     rows = [
         EffectRecord(
-            class_name="melanoma", concept=name, effect=measured("behavioural effect", "logits", size, half.get(name, 0.24), 500),
+            class_name="melanoma",
+            concept=name,
+            effect=measured("behavioural effect", "logits", size, half.get(name, 0.24), 500),
             presence=PresenceRecord(
-                source="attributes", present={"nevus": 31 + 3 * i, "melanoma": 66 + 2 * i}, absent={"nevus": 229 - 3 * i, "melanoma": 174 - 2 * i}
+                source="attributes",
+                present={"nevus": 31 + 3 * i, "melanoma": 66 + 2 * i},
+                absent={"nevus": 229 - 3 * i, "melanoma": 174 - 2 * i},
             ),
         )
         for i, (name, size) in enumerate(sizes.items())
     ]
-    rows.append(EffectRecord(
-        class_name="melanoma", concept="colour_chart",
-        effect=missing("behavioural effect", "logits", "2 nevus images show a colour chart; at least 5 are needed", 500),
-        presence=PresenceRecord(source="foundation model", present={"nevus": 2, "melanoma": 9}, absent={"nevus": 258, "melanoma": 231}, separability=0.41),
-    ))
+    rows.append(
+        EffectRecord(
+            class_name="melanoma",
+            concept="colour_chart",
+            effect=missing("behavioural effect", "logits", "2 nevus images show a colour chart; at least 5 are needed", 500),
+            presence=PresenceRecord(
+                source="foundation model",
+                present={"nevus": 2, "melanoma": 9},
+                absent={"nevus": 258, "melanoma": 231},
+                separability=0.41,
+            ),
+        )
+    )
     return tuple(rows)
 
 
@@ -230,16 +275,30 @@ EXPLAIN = {
 }
 
 
-def finding(check: str, kind: Any, measurement: Measurement, criterion: Criterion, statement: str, rationale: str, **more: Any) -> Finding:
+def finding(
+    check: str, kind: Any, measurement: Measurement, criterion: Criterion, statement: str, rationale: str, **more: Any
+) -> Finding:
     state = state_of(measurement, criterion)
     explanation = EXPLAIN.get(state) or f"Not measured: {measurement.not_measured}."
     fields: dict[str, Any] = {
-        "class_name": "melanoma", "layer": None, "concepts": (), "line": "mechanistic", "severity": "major",
-        "supports": ("EU AI Act Art. 10(2)(f)", "ISO 14971 clause 7.1"), "spec_line": 100,
+        "class_name": "melanoma",
+        "layer": None,
+        "concepts": (),
+        "line": "mechanistic",
+        "severity": "major",
+        "supports": ("EU AI Act Art. 10(2)(f)", "ISO 14971 clause 7.1"),
+        "spec_line": 100,
     } | more
     return Finding(
-        check=check, kind=kind, statement=statement, criterion=criterion, rationale=rationale, measurement=measurement, state=state,
-        explanation=explanation, **fields,
+        check=check,
+        kind=kind,
+        statement=statement,
+        criterion=criterion,
+        rationale=rationale,
+        measurement=measurement,
+        state=state,
+        explanation=explanation,
+        **fields,
     )
 
 
@@ -251,36 +310,78 @@ def findings(layers: tuple[ClassLayer, ...], effect_rows: tuple[EffectRecord, ..
         valid = tuple(row.component for row in part.components if row.assigned in VALID)[:6]
         free = tuple(row.component for row in part.components if row.assigned is None)[:6]
         rows += [
-            finding("spurious-total", "spurious_reliance", part.spurious, Criterion(at_most=0.25),
-                    "Decisions for melanoma rest on artefacts of the photograph by at most a quarter.",
-                    "A quarter is the highest share seen in models whose decisions did not change when artefacts were removed.",
-                    layer=part.layer, concepts=SPURIOUS, components=carriers, severity="critical"),
-            finding("no-ruler", "concept_not_used", part.concepts["ruler"], Criterion(at_most=0.15),
-                    "The ruler beside the lesion does not drive the decision for melanoma.",
-                    "Rulers are laid beside suspicious lesions; a model that reads them repeats the clinician's suspicion.",
-                    layer=part.layer, concepts=("ruler",), components=ruler, severity="critical"),
-            finding("no-plaster", "concept_not_used", part.concepts["plaster"], Criterion(at_most=0.15),
-                    "A plaster in the picture does not drive the decision for melanoma.",
-                    "Plasters were seen mostly with benign lesions in the training archive (Rieger 2020).",
-                    layer=part.layer, concepts=("plaster",)),
-            finding("valid-criteria", "valid_reliance", part.valid, Criterion(at_least=0.30),
-                    "Decisions for melanoma rest on the ABCDE criteria by at least three tenths.",
-                    "Below three tenths the decision cannot be explained to a clinician in terms she uses.",
-                    layer=part.layer, concepts=VALID, components=valid),
-            finding("explained", "unexplained_relevance", part.unexplained, Criterion(at_most=0.40),
-                    "The declared concepts account for most of what drives the decision for melanoma.",
-                    "What is unexplained was looked at in section “Coverage”; forty per cent leaves that work possible.",
-                    layer=part.layer, components=free, severity="minor"),
+            finding(
+                "spurious-total",
+                "spurious_reliance",
+                part.spurious,
+                Criterion(at_most=0.25),
+                "Decisions for melanoma rest on artefacts of the photograph by at most a quarter.",
+                "A quarter is the highest share seen in models whose decisions did not change when artefacts were removed.",
+                layer=part.layer,
+                concepts=SPURIOUS,
+                components=carriers,
+                severity="critical",
+            ),
+            finding(
+                "no-ruler",
+                "concept_not_used",
+                part.concepts["ruler"],
+                Criterion(at_most=0.15),
+                "The ruler beside the lesion does not drive the decision for melanoma.",
+                "Rulers are laid beside suspicious lesions; a model that reads them repeats the clinician's suspicion.",
+                layer=part.layer,
+                concepts=("ruler",),
+                components=ruler,
+                severity="critical",
+            ),
+            finding(
+                "no-plaster",
+                "concept_not_used",
+                part.concepts["plaster"],
+                Criterion(at_most=0.15),
+                "A plaster in the picture does not drive the decision for melanoma.",
+                "Plasters were seen mostly with benign lesions in the training archive (Rieger 2020).",
+                layer=part.layer,
+                concepts=("plaster",),
+            ),
+            finding(
+                "valid-criteria",
+                "valid_reliance",
+                part.valid,
+                Criterion(at_least=0.30),
+                "Decisions for melanoma rest on the ABCDE criteria by at least three tenths.",
+                "Below three tenths the decision cannot be explained to a clinician in terms she uses.",
+                layer=part.layer,
+                concepts=VALID,
+                components=valid,
+            ),
+            finding(
+                "explained",
+                "unexplained_relevance",
+                part.unexplained,
+                Criterion(at_most=0.40),
+                "The declared concepts account for most of what drives the decision for melanoma.",
+                "What is unexplained was looked at in section “Coverage”; forty per cent leaves that work possible.",
+                layer=part.layer,
+                components=free,
+                severity="minor",
+            ),
         ]
     for row in effect_rows:
         if row.concept in SPURIOUS:
             label = row.concept.replace("_", " ")
-            rows.append(finding(
-                f"effect-{row.concept.replace('_', '-')}", "behavioural_effect", row.effect, Criterion(at_most=1.0),
-                f"Adding a {label} to the picture moves the melanoma margin by at most one logit.",
-                "One logit changes a predicted probability of 50 % to 73 %: the largest shift the clinical board accepted.",
-                line="behavioural", concepts=(row.concept,),
-            ))
+            rows.append(
+                finding(
+                    f"effect-{row.concept.replace('_', '-')}",
+                    "behavioural_effect",
+                    row.effect,
+                    Criterion(at_most=1.0),
+                    f"Adding a {label} to the picture moves the melanoma margin by at most one logit.",
+                    "One logit changes a predicted probability of 50 % to 73 %: the largest shift the clinical board accepted.",
+                    line="behavioural",
+                    concepts=(row.concept,),
+                )
+            )
     return tuple(rows)
 
 
@@ -293,76 +394,180 @@ def sample(kind: str) -> AuditRecord:
     if kind == "not_measured":
         reason = "12 samples of class melanoma; at least 30 are needed"
         gone = missing("reliance", "share", reason, 12)
-        parts = tuple(part.model_copy(update={
-            "samples": 12, "valid": gone, "spurious": gone, "neutral": gone, "unexplained": gone,
-            "concepts": {name: gone for name in part.concepts},
-        }) for part in parts)
-        effect_rows = tuple(row.model_copy(update={"effect": missing("behavioural effect", "logits", reason, 12)}) for row in effect_rows)
+        parts = tuple(
+            part.model_copy(
+                update={
+                    "samples": 12,
+                    "valid": gone,
+                    "spurious": gone,
+                    "neutral": gone,
+                    "unexplained": gone,
+                    "concepts": dict.fromkeys(part.concepts, gone),
+                }
+            )
+            for part in parts
+        )
+        effect_rows = tuple(
+            row.model_copy(update={"effect": missing("behavioural effect", "logits", reason, 12)}) for row in effect_rows
+        )
     rows = findings(parts, effect_rows)
     if kind == "clean":
         rows = tuple(row for row in rows if row.state in ("satisfied",))
-    counts = {state: sum(row.state == state for row in rows) for state in ("satisfied", "not_satisfied", "inconclusive", "not_measured")}
+    counts = {
+        state: sum(row.state == state for row in rows)
+        for state in ("satisfied", "not_satisfied", "inconclusive", "not_measured")
+    }
     overall: State = (
-        "not_satisfied" if counts["not_satisfied"] else "not_measured" if counts["not_measured"]
-        else "inconclusive" if counts["inconclusive"] else "satisfied"
+        "not_satisfied"
+        if counts["not_satisfied"]
+        else "not_measured"
+        if counts["not_measured"]
+        else "inconclusive"
+        if counts["inconclusive"]
+        else "satisfied"
     )
-    exits = {"not_satisfied": ExitCode.NOT_SATISFIED, "satisfied": ExitCode.SATISFIED, "inconclusive": ExitCode.INCONCLUSIVE,
-             "not_measured": ExitCode.INCOMPLETE}
+    exits = {
+        "not_satisfied": ExitCode.NOT_SATISFIED,
+        "satisfied": ExitCode.SATISFIED,
+        "inconclusive": ExitCode.INCONCLUSIVE,
+        "not_measured": ExitCode.INCOMPLETE,
+    }
     headline = {
-        "shortcut": "The model decides “melanoma” mostly by the ruler beside the lesion: 64 % of the relevance in layer3 and a shift of "
-                    "6.7 logits of the class margin rest on it.",
-        "clean": "No artefact drives the decision for melanoma beyond the accepted limits; it rests on the lesion's own criteria.",
+        "shortcut": "The model decides “melanoma” mostly by the ruler beside the lesion: 64 % of the relevance in "
+        "layer3 and a shift of "
+        "6.7 logits of the class margin rest on it.",
+        "clean": "No artefact drives the decision for melanoma beyond the accepted limits; it rests on the lesion's "
+        "own criteria.",
         "not_measured": "Nothing could be concluded: the test data hold too few images of melanoma.",
     }[kind]
     agreement = (
-        "Ruler: both lines of evidence agree. Its components carry most of the relevance, and the margin moves by 6.7 logits when a ruler is present.",
-        "Colour chart: only the mechanistic line speaks; too few images without melanoma show one.",
-    ) if kind == "shortcut" else ()
+        (
+            "Ruler: both lines of evidence agree. Its components carry most of the relevance, and the margin moves "
+            "by 6.7 logits when a ruler is present.",
+            "Colour chart: only the mechanistic line speaks; too few images without melanoma show one.",
+        )
+        if kind == "shortcut"
+        else ()
+    )
     return AuditRecord(
-        tool=ToolRecord(version="0.1.0", revision="764ebc5f0f7a+dirty"), created="2025-11-20T23:14:05Z",
-        title={"shortcut": "Phantom dermoscopy classifier with a planted shortcut", "clean": "Phantom dermoscopy classifier, clean twin",
-               "not_measured": "Phantom dermoscopy classifier, too little data"}[kind],
+        tool=ToolRecord(version="0.1.0", revision="764ebc5f0f7a+dirty"),
+        created="2025-11-20T23:14:05Z",
+        title={
+            "shortcut": "Phantom dermoscopy classifier with a planted shortcut",
+            "clean": "Phantom dermoscopy classifier, clean twin",
+            "not_measured": "Phantom dermoscopy classifier, too little data",
+        }[kind],
         audit=Identity(name=f"phantom-{kind.replace('_', '-')}", sha256=digest(["audit", kind])),
-        spec=Identity(name="melanoma-abcde", sha256=digest("spec"), detail={
-            "version": "1.0", "title": "Melanoma by the ABCDE rule", "file": "specs/melanoma-abcde.yaml"}),
-        purpose="Decisions for melanoma must rest on what dermatologists look for in the lesion, and not on anything that was in the "
-                "picture because somebody already suspected a melanoma.",
-        responsible=(Responsible(name="Dr. Ada Example", role="Dermatologist, author of the spec", organisation="Example Hospital"),
-                     Responsible(name="Max Muster", role="Release engineer")),
+        spec=Identity(
+            name="melanoma-abcde",
+            sha256=digest("spec"),
+            detail={"version": "1.0", "title": "Melanoma by the ABCDE rule", "file": "specs/melanoma-abcde.yaml"},
+        ),
+        purpose="Decisions for melanoma must rest on what dermatologists look for in the lesion, and not on anything "
+        "that was in the "
+        "picture because somebody already suspected a melanoma.",
+        responsible=(
+            Responsible(name="Dr. Ada Example", role="Dermatologist, author of the spec", organisation="Example Hospital"),
+            Responsible(name="Max Muster", role="Release engineer"),
+        ),
         subject=SubjectRecord(
-            name="resnet18-phantom", version="2025.11", intended_purpose="Demonstrates the audit on rendered dermoscopy; no clinical use.",
-            architecture="ResNet-18, channels 16/32/64/128", source="timm resnet18, phantom:shortcut", weights_sha256=digest(["weights", kind]),
-            parameters=701_954, preprocessing={"resize": None, "size": 128, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bilinear"},
-            classes=("nevus", "melanoma"), accuracy=0.964),
+            name="resnet18-phantom",
+            version="2025.11",
+            intended_purpose="Demonstrates the audit on rendered dermoscopy; no clinical use.",
+            architecture="ResNet-18, channels 16/32/64/128",
+            source="timm resnet18, phantom:shortcut",
+            weights_sha256=digest(["weights", kind]),
+            parameters=701_954,
+            preprocessing={
+                "resize": None,
+                "size": 128,
+                "mean": [0.5, 0.5, 0.5],
+                "std": [0.5, 0.5, 0.5],
+                "interpolation": "bilinear",
+            },
+            classes=("nevus", "melanoma"),
+            accuracy=0.964,
+        ),
         data=DataRecord(
-            source="phantom, 500 rendered images, seed 20240", description="Rendered dermoscopy images in which every attribute is known.",
-            sha256=digest("data"), samples=500, per_class={"nevus": 260, "melanoma": 240},
-            skipped=("images/00017.png: truncated after 1,204 bytes",) if kind == "not_measured" else (), attributes=(*VALID, *SPURIOUS)),
+            source="phantom, 500 rendered images, seed 20240",
+            description="Rendered dermoscopy images in which every attribute is known.",
+            sha256=digest("data"),
+            samples=500,
+            per_class={"nevus": 260, "melanoma": 240},
+            skipped=("images/00017.png: truncated after 1,204 bytes",) if kind == "not_measured" else (),
+            attributes=(*VALID, *SPURIOUS),
+        ),
         foundation_model=FoundationRecord(
-            name="phantom-clip", source="open_clip phantom:clip", sha256=digest("clip"), dimension=256, text=True,
-            statement="Trained on rendered dermoscopy and captions. It knows the phantom's attributes by name, and nothing else."),
-        settings=MeasurementSettings(), seed=7,
+            name="phantom-clip",
+            source="open_clip phantom:clip",
+            sha256=digest("clip"),
+            dimension=256,
+            text=True,
+            statement="Trained on rendered dermoscopy and captions. It knows the phantom's attributes by name, and "
+            "nothing else.",
+        ),
+        settings=MeasurementSettings(),
+        seed=7,
         concepts=tuple(
             ConceptRecord(
-                id=name, label=name.replace("_", " ").capitalize(), role="valid" if name in VALID else "spurious" if name in SPURIOUS else "neutral",
+                id=name,
+                label=name.replace("_", " ").capitalize(),
+                role="valid" if name in VALID else "spurious" if name in SPURIOUS else "neutral",
                 descriptions=(f"a {name.replace('_', ' ')}", f"{name.replace('_', ' ')} in the picture"),
                 source="Nachbar F. et al., J Am Acad Dermatol 1994" if name in VALID else None,
-                hazard="The archive's habits are repeated; a melanoma photographed without it is missed." if name in SPURIOUS else None,
-                presence_auroc=None if name == "plain_skin" else 0.95 + 0.003 * i)
-            for i, name in enumerate((*VALID, *SPURIOUS, "plain_skin"))),
+                hazard="The archive's habits are repeated; a melanoma photographed without it is missed."
+                if name in SPURIOUS
+                else None,
+                presence_auroc=None if name == "plain_skin" else 0.95 + 0.003 * i,
+            )
+            for i, name in enumerate((*VALID, *SPURIOUS, "plain_skin"))
+        ),
         layers=tuple(
             LayerRecord(
-                layer=layer, components=count, dead=2 if layer == "layer4" else 0, attribution="LRP, EpsilonPlusFlat, batch norm and residual canonizers",
-                conservation=0.93, clarity=measured("clarity", "cosine", 0.52, 0.03, count),
-                calibration=tuple(ReferenceRecord(concept=name, null_mean=0.05 + 0.002 * i, null_deviation=0.015) for i, name in enumerate((*VALID, *SPURIOUS, "plain_skin"))))
-            for layer, count in LAYERS.items()),
-        class_layers=parts, effects=effect_rows, findings=rows,
+                layer=layer,
+                components=count,
+                dead=2 if layer == "layer4" else 0,
+                attribution="LRP, EpsilonPlusFlat, batch norm and residual canonizers",
+                conservation=0.93,
+                clarity=measured("clarity", "cosine", 0.52, 0.03, count),
+                calibration=tuple(
+                    ReferenceRecord(concept=name, null_mean=0.05 + 0.002 * i, null_deviation=0.015)
+                    for i, name in enumerate((*VALID, *SPURIOUS, "plain_skin"))
+                ),
+            )
+            for layer, count in LAYERS.items()
+        ),
+        class_layers=parts,
+        effects=effect_rows,
+        findings=rows,
         verdict=Verdict(state=overall, exit_code=exits[overall], headline=headline, agreement=agreement, **counts),
-        limitations=("The images are rendered: nothing here carries over to photographs of patients.",
-                     "Only the concepts declared in the spec were looked for; what no concept describes is listed as unexplained."),
-        environment=Environment(python="3.11.2", platform="Linux-6.1-x86_64", threads=2, packages={
-            "duckdb": "2.0.0", "numpy": "2.3.4", "open_clip_torch": "3.3.0", "torch": "2.13.0+cpu", "zennit": "0.4.6"}),
+        limitations=(
+            "The images are rendered: nothing here carries over to photographs of patients.",
+            "Only the concepts declared in the spec were looked for; what no concept describes is listed as unexplained.",
+        ),
+        environment=Environment(
+            python="3.11.2",
+            platform="Linux-6.1-x86_64",
+            threads=2,
+            packages={
+                "duckdb": "2.0.0",
+                "numpy": "2.3.4",
+                "open_clip_torch": "3.3.0",
+                "torch": "2.13.0+cpu",
+                "zennit": "0.4.6",
+            },
+        ),
         command=f"semlens-audit run audits/phantom-{kind.replace('_', '-')}.yaml",
-        stages={stage: digest(stage) for stage in ("outputs", "references:layer3", "references:layer4", "crops:layer3", "embeddings:layer3", "relevance:layer3")},
+        stages={
+            stage: digest(stage)
+            for stage in (
+                "outputs",
+                "references:layer3",
+                "references:layer4",
+                "crops:layer3",
+                "embeddings:layer3",
+                "relevance:layer3",
+            )
+        },
         images=images,
     )

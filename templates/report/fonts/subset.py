@@ -34,8 +34,13 @@ def make(source: Path, target: str, family: str, style: str, weight: int, unicod
     names = font["name"]
     compact = family.replace(" ", "") + "-" + style.replace(" ", "")
     for identifier, text in {
-        1: family if weight == 400 else f"{family} {style}", 2: style if weight == 400 else "Regular", 3: compact, 4: f"{family} {style}",
-        6: compact, 16: family, 17: style,
+        1: family if weight == 400 else f"{family} {style}",
+        2: style if weight == 400 else "Regular",
+        3: compact,
+        4: f"{family} {style}",
+        6: compact,
+        16: family,
+        17: style,
     }.items():
         names.setName(text, identifier, 3, 1, 0x409)
     font.flavor = "woff2"
@@ -48,7 +53,15 @@ def main(sans: Path, mono: Path) -> None:
     make(sans / "TTF/SourceSans3-Regular.ttf", "audit-sans-regular.woff2", "Audit Sans", "Regular", 400, TEXT, text)
     make(sans / "TTF/SourceSans3-It.ttf", "audit-sans-italic.woff2", "Audit Sans", "Italic", 400, TEXT, text)
     make(sans / "TTF/SourceSans3-Semibold.ttf", "audit-sans-semibold.woff2", "Audit Sans", "Semibold", 600, TEXT, text)
-    make(mono / "fonts/complete/woff2/IBMPlexMono-Regular.woff2", "audit-mono-regular.woff2", "Audit Mono", "Regular", 400, ASCII, ["ccmp"])
+    make(
+        mono / "fonts/complete/woff2/IBMPlexMono-Regular.woff2",
+        "audit-mono-regular.woff2",
+        "Audit Mono",
+        "Regular",
+        400,
+        ASCII,
+        ["ccmp"],
+    )
 
 
 if __name__ == "__main__":
