@@ -94,7 +94,8 @@ def _classes(audit: AuditSource, wanted: list[str]) -> None:
     at: KeyPath = ("subject", "classes")
     value = audit.get("subject", "classes")
     names: tuple[str, ...] | None = None
-    if isinstance(value, list | str) and value and (audit.check_files or not isinstance(value, str)):
+    named = isinstance(value, str) and value and audit.check_files
+    if named or (isinstance(value, list) and value and all(isinstance(name, str) and name for name in value)):
         try:
             names = read_classes(value, audit.file)
         except SpecError as error:

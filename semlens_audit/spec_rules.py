@@ -7,6 +7,7 @@ in another.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import PurePosixPath
 from typing import Any, get_args
 
@@ -210,7 +211,7 @@ def _criterion(source: Source, at: KeyPath, criterion: Any, owner: str, kind: st
         )
         return
     for key, value in bounds.items():
-        if kind is None or isinstance(value, bool) or not isinstance(value, int | float):
+        if kind is None or isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
             continue
         if key != wanted:
             source.complain(
@@ -289,7 +290,9 @@ def _check_concepts(
             )
     if check.get("concepts") or kind in _NEEDS_CONCEPTS or not isinstance(check.get("class"), str):
         return
-    if not any(_role(entry, check["class"]) in allowed for entry in concepts.values()):
+    roles = [_role(entry, check["class"]) for entry in concepts.values()]
+    # A misspelt role has been complained about, and may be the one that is missed here.
+    if not any(role in allowed or role not in get_args(Role) for role in roles):
         source.complain(
             "missing-concepts",
             at,

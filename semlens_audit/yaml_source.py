@@ -37,7 +37,7 @@ KeyPath = tuple[str | int, ...]
 MAX_BYTES = 2_000_000
 MAX_DEPTH = 50
 MAX_ALIASES = 20
-MAX_VALUES = 100_000
+MAX_VALUES = 50_000
 
 _INT = re.compile(r"[-+]?[0-9]{1,300}|0x[0-9a-fA-F]{1,200}|0o[0-7]{1,200}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
