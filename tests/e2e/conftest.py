@@ -30,11 +30,14 @@ class SmallAudit:
         Holds ``audit.yaml``, ``spec.yaml``, ``store.duckdb`` and ``reports/``.
     audit, spec
         Plain values; `write` puts them on disk.
+    said
+        What indexing printed on stderr.
     """
 
     folder: Path
     audit: dict[str, Any]
     spec: dict[str, Any]
+    said: str = ""
 
     @property
     def file(self) -> Path:
@@ -102,5 +105,5 @@ def command() -> Run:
 def indexed(tmp_path_factory: pytest.TempPathFactory, command: Run) -> SmallAudit:
     """A small audit whose store is complete."""
     audit = small_audit(tmp_path_factory.mktemp("indexed"))
-    command("index", audit.file)
+    audit.said = command("index", audit.file).stderr
     return audit
