@@ -68,27 +68,31 @@ def identities(record: AuditRecord) -> Identities:
     return Identities(facts, Table(caption, ("What", "Name", "SHA-256"), rows, mono=(2,)))
 
 
+def _area(value: float | None) -> str:
+    return "not known" if value is None else format_number(value, 2)
+
+
 def _validity(record: AuditRecord) -> Table:
-    """How well each concept is seen, and against what its alignment is held, layer by layer."""
+    """How well each concept is recognised, and against what its alignment is held, layer by layer."""
     null = {(layer.layer, entry.concept): entry for layer in record.layers for entry in layer.calibration}
     rows = []
     for concept in record.concepts:
-        known = "not known" if concept.presence_auroc is None else format_number(concept.presence_auroc, 2)
-        cells = []
+        cells = [concept.label, _area(concept.presence_auroc), _area(concept.probe_auroc)]
         for layer in record.layers:
             entry = null.get((layer.layer, concept.id))
             cells.append(
                 DASH if entry is None else f"{format_number(entry.null_mean, 3)} ± {format_number(entry.null_deviation, 3)}"
             )
-        rows.append((concept.label, known, *cells))
+        rows.append(tuple(cells))
     return Table(
-        "Validity and calibration. AUROC: how well the foundation model tells images with the concept from those "
-        "without, where the data "
-        "says which they are (0.5 is chance, 1 perfect). By layer: alignment of random reference sets, mean ± "
-        "standard deviation",
-        ("Concept", "AUROC", *(layer.layer for layer in record.layers)),
+        "How well the foundation model recognises each concept (area under the ROC curve: 0.5 is chance, 1 perfect), "
+        "on whole images "
+        "where the data says which hold it, and on held-out example crops; then, by layer, the alignment of random "
+        "reference sets "
+        "(mean ± standard deviation) against which z is taken",
+        ("Concept", "On images", "On examples", *(layer.layer for layer in record.layers)),
         tuple(rows),
-        numeric=tuple(range(1, 2 + len(record.layers))),
+        numeric=tuple(range(1, 3 + len(record.layers))),
     )
 
 

@@ -44,8 +44,10 @@ __all__ = ["make_page", "record_digest"]
 
 _ORDER: dict[State, int] = {"not_satisfied": 0, "not_measured": 1, "inconclusive": 2, "satisfied": 3}
 _WEIGHT: dict[Severity, int] = {"critical": 0, "major": 1, "minor": 2}
-_SUMMARY_LINES = 47
-"""Lines of text that page one holds beside title, verdict and headings."""
+_PAGE = 255.0
+"""Height of page one on paper, mm, less a little slack; the heights below are measured on it."""
+_TITLE, _HEADLINE, _FACT, _LINE, _TABLE, _MORE, _PERSONS, _PERSON = 37.0, 6.0, 1.5, 4.4, 15.0, 9.0, 17.0, 8.0
+_CHECK, _CHECK_LINE, _RESULT, _LABELLED = 6.5, 4.0, 8.9, 12.4
 _SUMMARY_PER_CHECK = 4
 _SUMMARY_AGREEMENT = 2
 _PICTURED = 3
@@ -106,7 +108,7 @@ class _Checks:
     def _extent(record: AuditRecord, unit: Unit) -> Iterable[float]:
         for finding in record.findings:
             if finding.measurement.unit == unit:
-                yield finding.criterion.threshold
+                yield 1.4 * finding.criterion.threshold
                 if finding.measurement.interval:
                     yield from (finding.measurement.interval.low, finding.measurement.interval.high)
 
@@ -205,7 +207,7 @@ def _lines(text: str, width: int) -> int:
 
 
 def _summary_checks(checks: _Checks, room: float) -> tuple[tuple[CheckRow, ...], str, str]:
-    """Rows of page one as far as `room` lines hold them, their caption, and what is said of the others."""
+    """Rows of page one as far as `room` millimetres hold them, their caption, and what is said of the others."""
     ranked = checks.ranked()
     attention = [check for check in ranked if check.state != "satisfied"]
     rows: list[CheckRow] = []
@@ -213,11 +215,8 @@ def _summary_checks(checks: _Checks, room: float) -> tuple[tuple[CheckRow, ...],
         worst = sorted(check.findings, key=lambda f: (_ORDER[f.state], _gap(f) if f.state == "satisfied" else 0.0))
         wanted = [f for f in worst if f.state != "satisfied"] if attention else worst[:1]
         row = checks.row(check, wanted[:_SUMMARY_PER_CHECK], labelled=True)
-        room -= (
-            _lines(f"{row.statement} {row.class_name} {row.severity} {row.criterion} {row.hidden}", 110)
-            + 2 * len(row.results)
-            + 1
-        )
+        head = f"{row.statement} {row.class_name} {row.severity} {row.criterion} {row.hidden}"
+        room -= _CHECK + _CHECK_LINE * (_lines(head, 105) - 1) + _RESULT * (len(row.results) - 1) + _LABELLED
         if room < 0 and rows:
             break
         rows.append(row)
@@ -297,8 +296,9 @@ def _summary(record: AuditRecord, checks: _Checks) -> Summary:
     agreement = _agreement(record)
     if agreement:
         facts.append(Fact("Do both ways agree", " ".join(agreement)))
-    taken = sum(_lines(fact.text, 95) + 0.4 for fact in facts) + _lines(verdict.headline, 90) + 2 * len(record.responsible)
-    rows, caption, more = _summary_checks(checks, _SUMMARY_LINES - taken)
+    room = _PAGE - _TITLE - _TABLE - _MORE - _PERSONS - _PERSON * max(1, len(record.responsible))
+    room -= _HEADLINE * _lines(verdict.headline, 85) + sum(_FACT + _LINE * _lines(fact.text, 92) for fact in facts)
+    rows, caption, more = _summary_checks(checks, room)
     return Summary(
         verdict=VerdictBox(badge(verdict.state), verdict.headline, counts, str(int(verdict.exit_code))),
         facts=tuple(facts),

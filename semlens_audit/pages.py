@@ -202,6 +202,8 @@ class EffectRow:
     reliances: tuple[str, ...]
     """Per layer, in the order of `Lines.layers`."""
     effect: str
+    reason: str
+    """Why there is no effect; empty if there is one."""
     figure: Figure
 
 

@@ -14,6 +14,7 @@ __all__ = ["coverage", "lines"]
 
 _PLOTTED = 600
 _WIDTH = 220
+_EFFECT_WIDTH = 180
 _PARTS = {
     "valid": "Valid concepts",
     "spurious": "Spurious concepts",
@@ -28,7 +29,7 @@ def lines(record: AuditRecord, palette: Palette) -> Lines:
     ends = [end for e in record.effects if e.effect.interval for end in (e.effect.interval.low, e.effect.interval.high)]
     domain = Domain.over("logits", ends)
     rows = tuple(_effect(record, palette, effect, layers, domain) for effect in record.effects)
-    return Lines(record.verdict.agreement, layers, axis(domain, palette, _WIDTH), rows, _presence(record))
+    return Lines(record.verdict.agreement, layers, axis(domain, palette, _EFFECT_WIDTH), rows, _presence(record))
 
 
 def _effect(record: AuditRecord, palette: Palette, effect: EffectRecord, layers: Sequence[str], domain: Domain) -> EffectRow:
@@ -50,15 +51,15 @@ def _effect(record: AuditRecord, palette: Palette, effect: EffectRecord, layers:
     )
     role = role_of(record, effect.concept, effect.class_name)
     measured = format_measured(effect.effect)
-    reason = "" if effect.effect.not_measured is None else f": {effect.effect.not_measured}"
     return EffectRow(
         class_name=effect.class_name,
         concept=label,
         role=role,
         role_words=ROLE_WORDS[role],
         reliances=reliances,
-        effect=measured + reason,
-        figure=interval_line(effect.effect, state, None, domain, palette, f"{label}: {measured}.", _WIDTH),
+        effect=measured,
+        reason=effect.effect.not_measured or "",
+        figure=interval_line(effect.effect, state, None, domain, palette, f"{label}: {measured}.", _EFFECT_WIDTH),
     )
 
 

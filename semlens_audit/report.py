@@ -11,12 +11,15 @@ from pathlib import Path
 import jinja2
 
 from semlens_audit.compose import make_page, record_digest
-from semlens_audit.figures import PAPER, SCREEN, Palette
+from semlens_audit.figures import PAPER, SCREEN
+from semlens_audit.pages import Page
 from semlens_audit.records import AuditRecord
 from semlens_audit.resources import templates_dir
 
-__all__ = ["render_html", "render_pdf", "write"]
+__all__ = ["ON_PAPER", "ON_SCREEN", "environment", "render_html", "render_page", "render_pdf", "write"]
 
+ON_SCREEN = ("style.css", "screen.css")
+ON_PAPER = ("style.css", "paper.css")
 _FACES = (
     ("Audit Sans", 400, "normal", "audit-sans-regular.woff2"),
     ("Audit Sans", 400, "italic", "audit-sans-italic.woff2"),
@@ -31,7 +34,8 @@ def _folder() -> Path:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates: everything escaped, an unknown name an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_folder()),
         autoescape=True,
@@ -54,9 +58,10 @@ def _fonts() -> str:
     return "\n".join(faces)
 
 
-def _render(record: AuditRecord, palette: Palette, sheets: tuple[str, ...]) -> str:
+def render_page(page: Page, sheets: tuple[str, ...]) -> str:
+    """A page with its style sheets and typefaces inside it."""
     style = "\n".join([_fonts(), *((_folder() / sheet).read_text(encoding="utf-8") for sheet in sheets)])
-    return _environment().get_template("report.html.j2").render(page=make_page(record, palette), style=style)
+    return environment().get_template("report.html.j2").render(page=page, style=style)
 
 
 def render_html(record: AuditRecord) -> str:
@@ -72,7 +77,7 @@ def render_html(record: AuditRecord) -> str:
     str
         The same text for the same record, on every machine.
     """
-    return _render(record, SCREEN, ("style.css", "screen.css"))
+    return render_page(make_page(record, SCREEN), ON_SCREEN)
 
 
 def render_pdf(record: AuditRecord) -> bytes:
@@ -86,7 +91,7 @@ def render_pdf(record: AuditRecord) -> bytes:
     """
     from semlens_audit.pdf import to_pdf
 
-    return to_pdf(_render(record, PAPER, ("style.css", "paper.css")), record_digest(record), record.created)
+    return to_pdf(render_page(make_page(record, PAPER), ON_PAPER), record_digest(record), record.created)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
 from semlens_audit.plan import CheckKind, Criterion, Role
@@ -84,7 +84,7 @@ def needed_decimals(unit: Unit, low: float, high: float, threshold: float | None
     scale = _SCALE[unit]
     half = (high - low) / 2 * scale
     earned = _LEAST[unit]
-    if half > 0:
+    if half > 1e-9:
         exponent = math.floor(math.log10(half))
         earned = -exponent + (half / 10.0**exponent < 3.55)
     decimals = min(max(earned, _LEAST[unit]), _MOST[unit])
@@ -164,7 +164,7 @@ def format_criterion(criterion: Criterion, unit: Unit) -> str:
 def format_date(created: str) -> str:
     """``2025-11-20T23:14:05Z`` as ``20 November 2025, 23:14 UTC``; text that is no date stays as it is."""
     try:
-        moment = datetime.fromisoformat(created)
+        moment = datetime.fromisoformat(created).astimezone(UTC)
     except ValueError:
         return created
     months = "January February March April May June July August September October November December".split()  # noqa: SIM905

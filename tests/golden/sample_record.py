@@ -571,3 +571,22 @@ def sample(kind: str) -> AuditRecord:
         },
         images=images,
     )
+
+
+def small() -> AuditRecord:
+    """The shortcut record with one layer, few checks and few pictures."""
+    record = sample("shortcut")
+    findings = tuple(f for f in record.findings if f.check in ("no-ruler", "effect-colour-chart") and f.layer != "layer4")
+    place = record.class_layers[0]
+    components = tuple(
+        c.model_copy(update={"references": c.references[:2] if c.component in findings[0].components[:1] else ()})
+        for c in place.components[:24]
+    )
+    return record.model_copy(
+        update={
+            "findings": findings,
+            "layers": record.layers[:1],
+            "class_layers": (place.model_copy(update={"components": components}),),
+            "effects": record.effects[:2],
+        }
+    )
