@@ -1,0 +1,157 @@
+"""What of each reference sample drives its component: conditional heatmaps, boxes and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from semlens_audit.attribution import boxes, stream_heatmaps
+from semlens_audit.data import DataSet, read_image
+from semlens_audit.plan import AuditPlan, MeasurementSettings
+from semlens_audit.prefetch import prefetched
+from semlens_audit.progress import Progress
+from semlens_audit.stages import THUMBNAILS
+from semlens_audit.store import Store
+from semlens_audit.subject import LoadedSubject
+from semlens_audit.thumbnails import crop_thumbnail, overlay_thumbnail
+
+__all__ = ["crop_pass"]
+
+_WIDTH = 32
+"""Images per pass through the network."""
+
+_TURNS = 16
+"""Components of one image that share its forward pass."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """References that are computed with one forward pass and written in one transaction.
+
+    Every group has the same number of slots, and within a group each slot asks equally often, the last reference repeated where it
+    has fewer: shapes that never change keep the memory constant, and a result does not depend on what it is computed with.
+    """
+
+    sample: np.ndarray
+    """(slots,) int64 sample of each slot; one sample may hold several."""
+    reference: np.ndarray
+    """(slots, turns) int64 row of the reference, each row of the group at least once."""
+    last: int
+    """References finished once this group is."""
+
+
+def _groups(samples: np.ndarray) -> list[_Group]:
+    """Divide references, given by their samples in ascending order, into groups."""
+    slots: list[np.ndarray] = []
+    for rows in np.split(np.arange(len(samples)), np.flatnonzero(np.diff(samples)) + 1):
+        slots += [rows[start : start + _TURNS] for start in range(0, len(rows), _TURNS)]
+    slots.sort(key=lambda rows: (-len(rows), int(rows[0])) if len(rows) else (0, 0))
+    width, result, last = min(_WIDTH, len(slots)), [], 0
+    for start in range(0, len(slots) if len(samples) else 0, width):
+        group = slots[start : start + width]
+        last += sum(len(rows) for rows in group)
+        turns = len(group[0])
+        filled = [np.pad(rows, (0, turns - len(rows)), mode="edge") for rows in group]
+        reference = np.stack(filled + filled[-1:] * (width - len(group)))
+        result.append(_Group(samples[reference[:, 0]], reference, last))
+    return result
+
+
+@dataclass
+class _Rows:
+    """What is to be written for one group."""
+
+    where: list[np.ndarray] = field(default_factory=list)
+    box: list[np.ndarray] = field(default_factory=list)
+    shown: list[tuple[int, int]] = field(default_factory=list)
+    crop: list[bytes] = field(default_factory=list)
+    overlay: list[bytes] = field(default_factory=list)
+
+
+def crop_pass(
+    plan: AuditPlan, data: DataSet, store: Store, subject: LoadedSubject, inputs: dict[str, dict[str, Any]], progress: Progress
+) -> None:
+    """Crop every reference sample of every layer to what drives its component; the references must be complete."""
+    settings = plan.audit.measurement
+
+    def prepare(group: _Group) -> dict[int, tuple[Image.Image, torch.Tensor]]:
+        images = {int(sample): read_image(data.file(data.samples[int(sample)])) for sample in np.unique(group.sample)}
+        return {sample: (subject.view(image), subject.transform(image)) for sample, image in images.items()}
+
+    for layer in plan.audit.layers:
+        name = f"crops:{layer}"
+        found = store.arrays(
+            "SELECT sample, component, rank FROM reference WHERE stage = ? ORDER BY sample, component, rank",
+            (inputs[name]["references"],),
+        )
+        references = np.stack([found[column].astype(np.int64) for column in ("sample", "component", "rank")], axis=1)
+        state = store.begin(name, inputs[name], len(references))
+        if state.complete:
+            continue
+        groups = [group for group in _groups(references[:, 0]) if group.last > state.done]
+        with progress.stage(f"Crops, {layer}", len(references), state.done) as advance:
+            for group, images in prefetched(prepare, groups, workers=1, ahead=1):
+                made = _crop(subject, layer, group, references, images, settings, advance)
+                with store.transaction():
+                    _write(store, state.key, made)
+                    store.advance(state.key, group.last)
+        store.finish(state.key)
+
+
+def _crop(
+    subject: LoadedSubject,
+    layer: str,
+    group: _Group,
+    references: np.ndarray,
+    images: dict[int, tuple[Image.Image, torch.Tensor]],
+    settings: MeasurementSettings,
+    advance: Callable[[int], None],
+) -> _Rows:
+    """Heatmaps, boxes and pictures of one group."""
+    slots, turns = group.reference.shape
+    asked = np.stack([np.repeat(np.arange(slots), turns), references[group.reference.reshape(-1), 1]], axis=1)
+    passes = stream_heatmaps(
+        subject, lambda slot: images[int(group.sample[slot])][1], layer, asked, settings.attribution, batch_size=slots
+    )
+    made, seen = _Rows(), np.zeros(len(references), dtype=bool)
+    for positions, heat in passes:
+        rows = group.reference.reshape(-1)[positions]
+        fresh = np.zeros(len(rows), dtype=bool)
+        fresh[np.unique(rows, return_index=True)[1]] = True
+        fresh &= ~seen[rows]
+        seen[rows] = True
+        if fresh.any():
+            _draw(made, references[rows[fresh]], heat[fresh], images, settings)
+            advance(int(fresh.sum()))
+    return made
+
+
+def _draw(
+    made: _Rows,
+    rows: np.ndarray,
+    heat: np.ndarray,
+    images: dict[int, tuple[Image.Image, torch.Tensor]],
+    settings: MeasurementSettings,
+) -> None:
+    box = boxes(heat, settings.crop_blur, settings.crop_threshold, settings.crop_minimum)
+    made.where.append(rows)
+    made.box.append(box)
+    for (sample, component, rank), corners, one in zip(rows.tolist(), box.tolist(), heat, strict=True):
+        if rank < THUMBNAILS:
+            view = images[sample][0]
+            made.shown.append((component, rank))
+            made.crop.append(crop_thumbnail(view, tuple(corners)))
+            made.overlay.append(overlay_thumbnail(view, one, tuple(corners)))
+
+
+def _write(store: Store, key: str, made: _Rows) -> None:
+    where, box = np.concatenate(made.where), np.concatenate(made.box)
+    x0, y0, x1, y1 = (box[:, i] for i in range(4))
+    store.append("crop", stage=key, component=where[:, 1], rank=where[:, 2], sample=where[:, 0], x0=x0, y0=y0, x1=x1, y1=y1)
+    component, rank = [place[0] for place in made.shown], [place[1] for place in made.shown]
+    store.append("thumbnail", stage=key, component=component, rank=rank, crop=made.crop, overlay=made.overlay)

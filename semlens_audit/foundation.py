@@ -1,0 +1,362 @@
+"""The foundation model: gives crops and prompts a common meaning. Torch is imported only once a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from semlens_audit.digest import digest, digest_file
+from semlens_audit.errors import ExecutionError, SubjectError
+from semlens_audit.paths import resolve
+from semlens_audit.plan import AuditPlan, FoundationModel, ModelSource, Preprocessing
+from semlens_audit.weights import weights_file
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "BATCH",
+    "SAME",
+    "TEXT_BATCH",
+    "VERSION",
+    "Foundation",
+    "Precision",
+    "foundation_digest",
+    "has_text_tower",
+    "load_foundation",
+]
+
+VERSION = 1
+"""Raised whenever a change here changes an embedding; part of every cache key."""
+
+BATCH = 64
+"""Images per forward pass. Short batches are filled up, so that an embedding does not depend on its company."""
+
+TEXT_BATCH = 16
+"""Texts per forward pass, filled up likewise."""
+
+SAME = 0.999
+"""Least cosine at which bfloat16 counts as giving the same embedding as single precision."""
+
+Precision = Literal["fp32", "bf16"]
+
+_CONFIG = "open_clip_config.json"
+_CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
+
+
+def _model_directory(plan: AuditPlan) -> Path | None:
+    """Folder of an open_clip model directory, or ``None`` for an architecture with weights, or timm."""
+    model = plan.audit.foundation_model
+    if model.source != "open_clip" or model.weights is not None:
+        return None
+    folder = resolve(plan, model.name)
+    if not folder.is_dir():
+        raise SubjectError(
+            "missing-foundation-model",
+            "The open_clip model directory does not exist.",
+            "Name a folder with open_clip_config.json, or an open_clip architecture together with `weights`, or phantom:clip.",
+            file=str(folder),
+        )
+    if not (folder / _CONFIG).is_file():
+        raise SubjectError(
+            "bad-foundation-model",
+            f"The folder has no {_CONFIG}.",
+            "Save the model as an open_clip model directory.",
+            file=str(folder),
+        )
+    if not any(path.suffix in _CHECKPOINTS for path in folder.iterdir()):
+        raise SubjectError(
+            "missing-weights",
+            "The open_clip model directory has no weights; a random model means nothing.",
+            "Put open_clip_model.safetensors beside the configuration.",
+            file=str(folder),
+        )
+    return folder
+
+
+def foundation_digest(plan: AuditPlan) -> str:
+    """Identity of the foundation model for cache keys: bytes of its files, its settings and preprocessing. Needs no torch.
+
+    Raises
+    ------
+    SubjectError
+        Files are missing.
+    """
+    model = plan.audit.foundation_model
+    parts: dict[str, Any] = {"version": VERSION, "source": model.source, "arguments": model.arguments}
+    folder = _model_directory(plan)
+    if folder is not None:
+        parts["files"] = {
+            path.name: digest_file(path)
+            for path in sorted(folder.iterdir())
+            if path.is_file() and path.suffix != ".md" and not path.name.startswith(".")
+        }
+    else:
+        parts["name"] = model.name
+        parts["weights"] = digest_file(_weights(plan, model))
+        if model.source == "timm":
+            parts["preprocessing"] = (model.preprocessing or Preprocessing()).model_dump(mode="json")
+    return digest(parts)
+
+
+def _weights(plan: AuditPlan, model: FoundationModel) -> Path:
+    if model.weights is None:
+        raise SubjectError(
+            "missing-weights",
+            f"The foundation model {model.name!r} has no weights; a random model means nothing.",
+            "Add `weights:` to the audit's foundation_model.",
+        )
+    return weights_file(resolve(plan, model.weights))
+
+
+def has_text_tower(plan: AuditPlan) -> bool:
+    """Whether the foundation model embeds text; else concepts are defined by example images only."""
+    return plan.audit.foundation_model.source == "open_clip"
+
+
+class Foundation:
+    """A loaded foundation model; use `load_foundation`.
+
+    Parameters
+    ----------
+    name
+        For the report.
+    sha256
+        `foundation_digest` of it.
+    encode
+        (BATCH, 3, S, S) float32 -> (BATCH, d) float32, not yet normalised.
+    prepare
+        PIL RGB image of any size -> (3, S, S) float32.
+    encode_text
+        n texts -> (n, d) float32, not yet normalised; ``None`` for an image-only model.
+    dimension
+        d.
+    """
+
+    precision: Precision = "fp32"
+    """Arithmetic of `embed_prepared`; whoever stores embeddings records it and sets it again on resuming."""
+
+    def __init__(
+        self,
+        name: str,
+        sha256: str,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        prepare: Callable[[Image.Image], torch.Tensor],
+        encode_text: Callable[[list[str]], torch.Tensor] | None,
+        dimension: int,
+    ) -> None:
+        self.name, self.sha256, self.dimension = name, sha256, dimension
+        self.prepare = prepare
+        self._encode, self._encode_text = encode, encode_text
+
+    @property
+    def has_text(self) -> bool:
+        """Whether `embed_texts` can be called."""
+        return self._encode_text is not None
+
+    def embed_prepared(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
+        """Embed at most `BATCH` prepared images.
+
+        Parameters
+        ----------
+        prepared
+            n tensors as `prepare` gives them, 1 <= n <= BATCH.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, d) float32, unit length.
+
+        Raises
+        ------
+        ExecutionError
+            ``embedding-not-finite``: the model gives NaN, infinities or a zero vector.
+        """
+        import torch
+
+        if not 1 <= len(prepared) <= BATCH:
+            raise ValueError(f"{len(prepared)} images, expected 1 to {BATCH}")
+        batch = torch.zeros((BATCH, *prepared[0].shape))
+        torch.stack(list(prepared), out=batch[: len(prepared)])
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            values = self._encode(batch.contiguous(memory_format=torch.channels_last))[: len(prepared)]
+        return _unit(values.float().numpy(), self.name)
+
+    def choose_precision(self, images: Sequence[Image.Image]) -> float | None:
+        """Compute in bfloat16 from now on if this machine has instructions for it and it gives the same embeddings of `images`.
+
+        Returns
+        -------
+        float or None
+            Least cosine between an image's embeddings in bfloat16 and in single precision; `precision` becomes ``"bf16"`` if it
+            is at least `SAME`. ``None``: not tried, because the processor would only emulate it.
+        """
+        import torch
+
+        if not images or not torch.cpu._is_avx512_bf16_supported():
+            return None
+        self.precision = "fp32"
+        single = self.embed_images(images)
+        self.precision = "bf16"
+        try:
+            least = float((single * self.embed_images(images)).sum(axis=1).min())
+        except (ExecutionError, RuntimeError):  # an operator without a bfloat16 kernel, or an overflow: single precision then
+            least = -1.0
+        self.precision = "bf16" if least >= SAME else "fp32"
+        return least
+
+    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Embed n RGB images: (n, d) float32, unit length; see `embed_prepared`."""
+        parts = [
+            self.embed_prepared([self.prepare(image) for image in images[start : start + BATCH]])
+            for start in range(0, len(images), BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.dimension), dtype=np.float32)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed n texts: (n, d) float32, unit length.
+
+        Raises
+        ------
+        SubjectError
+            ``no-text-tower``: the model is image-only.
+        """
+        import torch
+
+        if self._encode_text is None:
+            raise SubjectError(
+                "no-text-tower",
+                f"The foundation model {self.name} cannot read text.",
+                "Search with an image, or use a foundation model of source open_clip.",
+            )
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), TEXT_BATCH):
+                some = list(texts[start : start + TEXT_BATCH])
+                filled = some + [""] * (TEXT_BATCH - len(some))
+                parts.append(self._encode_text(filled)[: len(some)].float().numpy())
+        return _unit(np.concatenate(parts), self.name) if parts else np.zeros((0, self.dimension), dtype=np.float32)
+
+
+def _unit(values: np.ndarray, name: str) -> np.ndarray:
+    lengths = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or (lengths == 0).any():
+        raise ExecutionError(
+            "embedding-not-finite",
+            f"The foundation model {name} gives NaN, infinite or zero embeddings.",
+            "Its weights are damaged or do not belong to its configuration.",
+        )
+    return (values / lengths).astype(np.float32)
+
+
+def load_foundation(plan: AuditPlan) -> Foundation:
+    """Load the foundation model of `plan` from local files, in single precision on the CPU; nothing is ever downloaded.
+
+    Raises
+    ------
+    SubjectError
+        Missing files, weights that do not fit, an architecture that is not known.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sha256 = foundation_digest(plan)
+    if plan.audit.foundation_model.source == "timm":
+        return _load_timm(plan, sha256)
+    return _load_open_clip(plan, sha256)
+
+
+def _load_open_clip(plan: AuditPlan, sha256: str) -> Foundation:
+    import semlens_audit._torchvision  # noqa: F401
+
+    import open_clip  # isort: skip
+    import torch
+
+    model_plan = plan.audit.foundation_model
+    folder = _model_directory(plan)
+    if folder is not None:
+        _check_config(folder)
+    name = f"local-dir:{folder}" if folder is not None else model_plan.name
+    checkpoint = None if folder is not None else str(_weights(plan, model_plan))
+    try:
+        model, prepare = open_clip.create_model_from_pretrained(
+            name,
+            pretrained=checkpoint,
+            precision="fp32",
+            device="cpu",
+            weights_only=True,
+            pretrained_text=False,
+            **model_plan.arguments,
+        )
+        tokenizer = open_clip.get_tokenizer(name)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SubjectError(
+            "bad-foundation-model",
+            f"open_clip cannot load the foundation model: {first}",
+            "Check that configuration and weights belong together.",
+            file=str(folder or checkpoint),
+        ) from error
+    model = model.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    size = model.visual.image_size
+    side = (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size), int(size))
+    with torch.inference_mode():
+        dimension = int(model.encode_image(torch.zeros(1, 3, *side)).shape[1])
+    return Foundation(
+        name=model_plan.name,
+        sha256=sha256,
+        encode=model.encode_image,
+        prepare=prepare,
+        encode_text=lambda texts: model.encode_text(tokenizer(texts)),
+        dimension=dimension,
+    )
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse a configuration that would make open_clip build something random or look for files on the network."""
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        known = isinstance(config, dict) and isinstance(config.get("model_cfg"), dict)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        known = False
+    if not known:
+        raise SubjectError(
+            "bad-foundation-model",
+            f"{_CONFIG} is no JSON object with a `model_cfg`.",
+            "Save the model as an open_clip model directory.",
+            file=str(folder / _CONFIG),
+        )
+
+
+def _load_timm(plan: AuditPlan, sha256: str) -> Foundation:
+    import torch
+
+    from semlens_audit import networks
+    from semlens_audit.subject import make_view, normalise
+    from semlens_audit.weights import load_weights
+
+    model_plan = plan.audit.foundation_model
+    preprocessing = model_plan.preprocessing or Preprocessing()
+    path = _weights(plan, model_plan)
+    model = networks.build(ModelSource(source="timm", name=model_plan.name, arguments=model_plan.arguments))
+    load_weights(model, path)
+    model = model.to(memory_format=torch.channels_last)
+
+    def encode(batch: torch.Tensor) -> torch.Tensor:
+        features: Any = model.forward_head(model.forward_features(batch), pre_logits=True)
+        return features.flatten(1)
+
+    with torch.inference_mode():
+        dimension = int(encode(torch.zeros(1, 3, preprocessing.size, preprocessing.size)).shape[1])
+    return Foundation(
+        name=model_plan.name,
+        sha256=sha256,
+        encode=encode,
+        prepare=lambda image: normalise(make_view(image, preprocessing), preprocessing),
+        encode_text=None,
+        dimension=dimension,
+    )

@@ -1,0 +1,234 @@
+"""Embeddings by the foundation model: of crops, random crops and whole inputs from one shared pool, and of concepts' probes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from semlens_audit.data import DataSet, read_image
+from semlens_audit.digest import digest
+from semlens_audit.errors import DataError
+from semlens_audit.foundation import BATCH, Foundation
+from semlens_audit.paths import examples_root
+from semlens_audit.plan import AuditPlan
+from semlens_audit.prefetch import prefetched
+from semlens_audit.probe_texts import box_text, prompts
+from semlens_audit.progress import Progress
+from semlens_audit.store import Store
+from semlens_audit.subject import make_view
+
+__all__ = ["embedding_pass", "null_regions", "probe_pass", "settle_precision"]
+
+_CHECKED = 2 * BATCH
+_BOX = ("x0", "y0", "x1", "y1")
+
+
+def settle_precision(
+    plan: AuditPlan, data: DataSet, store: Store, foundation: Foundation, inputs: dict[str, dict[str, Any]], progress: Progress
+) -> None:
+    """Choose the arithmetic of the region embeddings once, by comparison on the data itself, and keep to it ever after."""
+    state = store.begin("foundation", inputs["foundation"], 1)
+    if not state.complete:
+        samples = data.samples[:: max(1, len(data.samples) // _CHECKED)][:_CHECKED]
+        view = plan.audit.subject.preprocessing
+        with progress.stage("Foundation model", 1) as advance:
+            agreement = foundation.choose_precision([make_view(read_image(data.file(sample)), view) for sample in samples])
+            advance(1)
+        facts: dict[str, Any] = {
+            "name": foundation.name,
+            "sha256": foundation.sha256,
+            "dimension": foundation.dimension,
+            "text": foundation.has_text,
+            "precision": foundation.precision,
+        }
+        if agreement is not None:
+            facts["bf16_least_cosine"] = round(agreement, 6)
+        store.finish(state.key, facts)
+        return
+    foundation.precision = state.facts["precision"]
+
+
+def null_regions(boxes: np.ndarray, samples: int, side: int, count: int, seed: int, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Random crops with the sizes of real ones: what a component that means nothing in particular would show.
+
+    Parameters
+    ----------
+    boxes
+        (n, 4) integer boxes x0, y0, x1, y1 of the layer's crops, n >= 1.
+    samples
+        N, number of samples; each is drawn with equal probability.
+    side
+        S of the view, pixels.
+    count
+        Crops to draw.
+    seed, key
+        Seed of the audit and key of the crops: together they fix the draw.
+
+    Returns
+    -------
+    sample
+        (count,) int64.
+    box
+        (count, 4) int64; width and height of one real crop drawn at random, at a position uniform inside the view.
+    """
+    rng = np.random.default_rng([seed, int(key[:16], 16)])
+    shape = boxes[rng.integers(len(boxes), size=count)].astype(np.int64)
+    width, height = shape[:, 2] - shape[:, 0], shape[:, 3] - shape[:, 1]
+    sample = rng.integers(samples, size=count)
+    left, top = rng.integers(0, side - width + 1), rng.integers(0, side - height + 1)
+    return sample, np.stack([left, top, left + width, top + height], axis=1)
+
+
+def embedding_pass(
+    plan: AuditPlan, data: DataSet, store: Store, foundation: Foundation, inputs: dict[str, dict[str, Any]], progress: Progress
+) -> None:
+    """Embed whole inputs, every layer's crops and its random crops; a region that is in the pool already costs nothing."""
+    side, pool = plan.audit.subject.preprocessing.size, digest(inputs["foundation"])
+    everything = np.array([[sample.id, 0, 0, side, side] for sample in data.samples])
+    _embed(plan, data, store, foundation, pool, "views", "Embeddings, whole images", inputs["views"], everything, progress)
+    for layer in plan.audit.layers:
+        crops = inputs[f"embeddings:{layer}"]["crops"]
+        found = store.arrays(
+            "SELECT sample, x0, y0, x1, y1 FROM crop WHERE stage = ? ORDER BY sample, component, rank", (crops,)
+        )
+        regions = np.stack([found[column].astype(np.int64) for column in ("sample", *_BOX)], axis=1)
+        name = f"embeddings:{layer}"
+        _embed(plan, data, store, foundation, pool, name, f"Embeddings, {layer}", inputs[name], regions, progress)
+        name = f"null:{layer}"
+        key = digest(inputs[name])
+        state = store.stage(key)
+        if state is None or not state.complete:
+            regions = _null(plan, data, store, key, inputs[name], regions[:, 1:], side)
+        _embed(
+            plan, data, store, foundation, pool, name, f"Embeddings, random crops for {layer}", inputs[name], regions, progress
+        )
+
+
+def _null(
+    plan: AuditPlan, data: DataSet, store: Store, key: str, inputs: dict[str, Any], boxes: np.ndarray, side: int
+) -> np.ndarray:
+    """Draw a layer's random crops and write them down, unless an earlier run has; (count, 5) sample and box."""
+    if not len(boxes):  # every component is constant: no crop has a size to imitate, and nothing will be calibrated
+        return np.zeros((0, 5), dtype=np.int64)
+    sample, box = null_regions(boxes, len(data.samples), side, inputs["count"], plan.audit.seed, inputs["crops"])
+    with store.transaction():
+        if not store.rows("SELECT 1 FROM null_region WHERE stage = ? LIMIT 1", (key,)):
+            store.append(
+                "null_region",
+                stage=key,
+                position=np.arange(len(sample)),
+                sample=sample,
+                **{column: box[:, i] for i, column in enumerate(_BOX)},
+            )
+    return np.concatenate([sample[:, None], box], axis=1)
+
+
+def _embed(
+    plan: AuditPlan,
+    data: DataSet,
+    store: Store,
+    foundation: Foundation,
+    pool: str,
+    name: str,
+    title: str,
+    inputs: dict[str, Any],
+    regions: np.ndarray,
+    progress: Progress,
+) -> None:
+    """Embed those of the (n, 5) regions that the pool lacks, in the order of sample and box."""
+    distinct = np.unique(regions, axis=0)
+    state = store.begin(name, inputs, len(distinct))
+    if state.complete:
+        return
+    missing = _missing(store, pool, distinct)
+    preprocessing = plan.audit.subject.preprocessing
+
+    def prepare(start: int) -> list[torch.Tensor]:
+        rows, last, view = [], -1, None
+        for sample, *box in missing[start : start + BATCH].tolist():
+            if sample != last or view is None:
+                last, view = sample, make_view(read_image(data.file(data.samples[sample])), preprocessing)
+            rows.append(foundation.prepare(view.crop(tuple(box))))
+        return rows
+
+    with progress.stage(title, len(distinct), len(distinct) - len(missing)) as advance:
+        for start, rows in prefetched(prepare, range(0, len(missing), BATCH), workers=2, ahead=3):
+            vectors, part = foundation.embed_prepared(rows), missing[start : start + BATCH]
+            with store.transaction():
+                store.append(
+                    "region",
+                    pool=pool,
+                    sample=part[:, 0],
+                    **{column: part[:, i + 1] for i, column in enumerate(_BOX)},
+                    vector=vectors,
+                )
+                store.advance(state.key, len(distinct) - len(missing) + start + len(part))
+            advance(len(part))
+    store.finish(state.key)
+
+
+def _missing(store: Store, pool: str, distinct: np.ndarray) -> np.ndarray:
+    found = store.arrays("SELECT sample, x0, y0, x1, y1 FROM region WHERE pool = ?", (pool,))
+    known = set(zip(*(found[column].tolist() for column in ("sample", *_BOX)), strict=True))
+    return distinct[[tuple(row) not in known for row in distinct.tolist()]] if known else distinct
+
+
+def probe_pass(
+    plan: AuditPlan, store: Store, foundation: Foundation, inputs: dict[str, dict[str, Any]], progress: Progress
+) -> None:
+    """Embed what defines the concepts: descriptions in every template, the empty prompts, and example images."""
+    wanted, pool = inputs["probes"], inputs["probes"]["foundation"]
+    texts = prompts(wanted["templates"], [""]) + [
+        text for concept in wanted["concepts"].values() for text in prompts(wanted["templates"], concept["descriptions"])
+    ]
+    examples = [
+        (plan.spec.concept(name).examples[i], sha256, box)
+        for name, concept in wanted["concepts"].items()
+        for i, (sha256, box) in enumerate(concept["examples"])
+    ]
+    state = store.begin("probes", wanted, len(texts) + len(examples))
+    if state.complete:
+        return
+    with progress.stage("Embeddings, concepts", state.total) as advance:
+        known = {row[0] for row in store.rows("SELECT text FROM prompt WHERE pool = ?", (pool,))}
+        new = sorted(set(texts) - known)
+        vectors = foundation.embed_texts(new) if new else None
+        with store.transaction():
+            if vectors is not None:
+                store.append("prompt", pool=pool, text=new, vector=vectors)
+        advance(len(texts))
+        seen = set(store.rows("SELECT sha256, box FROM example WHERE pool = ?", (pool,)))
+        images: dict[tuple[str, str], Image.Image] = {}
+        for example, sha256, box in examples:
+            place = (sha256, box_text(box))
+            if place not in seen and place not in images:
+                images[place] = _example(plan, example.image, box)
+        precision, foundation.precision = foundation.precision, "fp32"
+        vectors = foundation.embed_images(list(images.values()))
+        foundation.precision = precision
+        with store.transaction():
+            store.append(
+                "example", pool=pool, sha256=[place[0] for place in images], box=[place[1] for place in images], vector=vectors
+            )
+            store.finish(state.key)
+        advance(len(examples))
+
+
+def _example(plan: AuditPlan, name: str, box: Sequence[int] | None) -> Image.Image:
+    path = examples_root(plan) / name
+    image = read_image(path)
+    if box is None:
+        return image
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height):
+        raise DataError(
+            "box-outside-image",
+            f"The box {list(box)} is not inside the example image, which has {image.width} x {image.height} pixels.",
+            "Mend the box in the spec: x0, y0, x1, y1 in pixels.",
+            file=str(path),
+        )
+    return image.crop((x0, y0, x1, y1))

@@ -1,0 +1,171 @@
+"""The stages of an index and their keys: content digests of everything a stage depends on. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from semlens_audit import foundation
+from semlens_audit.data import DataSet, class_names
+from semlens_audit.digest import digest, digest_file
+from semlens_audit.errors import DataError
+from semlens_audit.paths import examples_root
+from semlens_audit.plan import AuditPlan
+from semlens_audit.subject import subject_digest
+
+__all__ = ["NULL_CROPS", "THUMBNAILS", "audited_classes", "stage_inputs", "stage_keys"]
+
+NULL_CROPS = 2000
+"""Random crops that stand for "no concept in particular", per layer."""
+
+THUMBNAILS = 8
+"""Reference samples of each component that get pictures."""
+
+_MODEL = ("subject.py", "networks.py", "weights.py", "images.py")
+_ATTRIBUTION = ("attribution.py", "components.py", "lrp*.py", "canon*.py")
+
+
+@cache
+def _code(*patterns: str) -> str:
+    """Digest of the modules that compute a stage: a changed rule never reuses what an older one stored."""
+    folder = Path(__file__).parent
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return digest({path.name: digest_file(path) for path in files})
+
+
+def audited_classes(plan: AuditPlan) -> tuple[int, ...]:
+    """Index among the model's outputs of each class of the spec, in the spec's order.
+
+    Raises
+    ------
+    DataError
+        ``class-not-in-model``: a class of the spec is none of the model's.
+    """
+    names = class_names(plan)
+    wanted = [plan.audit.subject.class_map.get(name, name) for name in plan.spec.classes]
+    for name in wanted:
+        if name not in names:
+            raise DataError(
+                "class-not-in-model",
+                f"The model has no class {name!r}.",
+                "Say in `subject.class_map` what the class of the spec is called in the model.",
+                file=plan.audit_file,
+            )
+    return tuple(names.index(name) for name in wanted)
+
+
+def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], str] = digest_file) -> dict[str, dict[str, Any]]:
+    """Everything each stage depends on, by digest or value, as canonical JSON can hold it.
+
+    Parameters
+    ----------
+    plan
+        The audit.
+    data
+        Its test data.
+    file_digest
+        Gives the SHA-256 of a file, for the example images of concepts.
+
+    Returns
+    -------
+    dict
+        stage -> inputs. ``images`` (every image decodes), ``outputs``, ``references:LAYER``, ``crops:LAYER``, ``relevance:LAYER``,
+        ``foundation`` (facts about the foundation model on this data; its key names the pool of region embeddings), ``views``
+        (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops), ``probes``.
+    """
+    audit, settings = plan.audit, plan.audit.measurement
+    view = audit.subject.preprocessing
+    model = {
+        "subject": subject_digest(plan),
+        "preprocessing": view.model_dump(mode="json"),
+        "data": data.sha256,
+        "code": _code(*_MODEL),
+    }
+    meaning = foundation.foundation_digest(plan)
+    inputs: dict[str, dict[str, Any]] = {
+        "images": {"stage": "images", "data": data.sha256, "code": _code("images.py")},
+        "outputs": {"stage": "outputs", **model, "classes": list(class_names(plan))},
+        "foundation": {
+            "stage": "foundation",
+            "foundation": meaning,
+            "data": data.sha256,
+            "geometry": view.model_dump(mode="json", include={"resize", "size", "interpolation"}),
+            "code": _code("foundation.py", "subject.py", "images.py"),
+        },
+    }
+    pool = digest(inputs["foundation"])
+    inputs["views"] = {"stage": "views", "pool": pool}
+    for layer in audit.layers:
+        references = {
+            "stage": "references",
+            **model,
+            "layer": layer,
+            "pooling": settings.pooling,
+            "m": settings.reference_samples,
+            "code": _code(*_MODEL, "components.py"),
+        }
+        crops = {
+            "stage": "crops",
+            "references": digest(references),
+            "attribution": settings.attribution,
+            "blur": settings.crop_blur,
+            "threshold": settings.crop_threshold,
+            "minimum": settings.crop_minimum,
+            "thumbnails": THUMBNAILS,
+            "code": _code(*_ATTRIBUTION, "thumbnails.py"),
+        }
+        inputs[f"references:{layer}"] = references
+        inputs[f"crops:{layer}"] = crops
+        inputs[f"relevance:{layer}"] = {
+            "stage": "relevance",
+            **model,
+            "layer": layer,
+            "attribution": settings.attribution,
+            "classes": list(audited_classes(plan)),
+            "code": _code(*_MODEL, *_ATTRIBUTION),
+        }
+        inputs[f"embeddings:{layer}"] = {"stage": "embeddings", "crops": digest(crops), "pool": pool}
+        inputs[f"null:{layer}"] = {
+            "stage": "null",
+            "crops": digest(crops),
+            "pool": pool,
+            "count": NULL_CROPS,
+            "seed": audit.seed,
+            "code": _code("regions.py"),
+        }
+    inputs["probes"] = _probe_inputs(plan, meaning, file_digest)
+    return inputs
+
+
+def _probe_inputs(plan: AuditPlan, meaning: str, file_digest: Callable[[Path], str]) -> dict[str, Any]:
+    text = foundation.has_text_tower(plan)
+    root = examples_root(plan)
+    concepts = {}
+    for concept in plan.spec.concepts:
+        examples = []
+        for example in concept.examples:
+            path = root / example.image
+            if not path.is_file():
+                raise DataError(
+                    "missing-example",
+                    f"The example image of concept {concept.id!r} does not exist.",
+                    "Mend its path in the spec, or `examples_root` in the audit.",
+                    file=str(path),
+                )
+            examples.append([file_digest(path), list(example.box) if example.box else None])
+        # An image-only model never sees the descriptions, so rewording one must not cost a new index.
+        concepts[concept.id] = {"descriptions": list(concept.descriptions) if text else [], "examples": examples}
+    return {
+        "stage": "probes",
+        "foundation": meaning,
+        "templates": list(plan.spec.templates) if text else [],
+        "concepts": concepts,
+        "code": _code("foundation.py", "images.py"),
+    }
+
+
+def stage_keys(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], str] = digest_file) -> dict[str, str]:
+    """Key of every stage of the plan: SHA-256 of its inputs; see `stage_inputs`."""
+    return {name: digest(inputs) for name, inputs in stage_inputs(plan, data, file_digest).items()}

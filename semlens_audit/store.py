@@ -1,0 +1,415 @@
+"""The store: one DuckDB file that holds everything an index computes, written by one process, read without model or data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+
+from semlens_audit import __version__
+from semlens_audit.digest import canonical_json, digest, digest_file
+from semlens_audit.errors import StoreError
+from semlens_audit.store_schema import CONTENT_TABLES, VERSION, statements
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["StageState", "Store"]
+
+_BATCH = 20_000
+
+
+@dataclass(frozen=True)
+class StageState:
+    """How far a stage has come.
+
+    Parameters
+    ----------
+    key
+        Digest of the stage's inputs.
+    name
+        What it computes, e.g. ``crops:layer3``.
+    total, done
+        Items.
+    complete
+        Whether every row is written.
+    facts
+        What was learned about the inputs while computing.
+    checkpoint
+        State of an unfinished stream, or ``None``.
+    """
+
+    key: str
+    name: str
+    total: int
+    done: int
+    complete: bool
+    facts: dict[str, Any] = field(default_factory=dict)
+    checkpoint: bytes | None = None
+
+
+def _store_error(error: Exception, path: Path) -> StoreError:
+    """Say in plain words what DuckDB complains about."""
+    text, file = str(error), str(path)
+    if "Could not set lock" in text or "different configuration than existing" in text:
+        who = re.search(r"PID (\d+)", text)
+        process = f" (process {who.group(1)})" if who else ""
+        return StoreError(
+            "store-locked",
+            f"The store is in use by another process{process}.",
+            "Wait until it has finished, or end it, then run the same command again.",
+            file=file,
+        )
+    if any(sign in text for sign in ("No space left", "File too large", "Disk quota", "Out of disk")):
+        return StoreError(
+            "store-full-disk",
+            "The disk is full; what was finished before is kept.",
+            "Free some space, or set `store:` in the audit to a larger disk, then run the same command again.",
+            file=file,
+        )
+    if any(sign in text for sign in ("Permission denied", "Read-only file system", "in read-only mode!", "read-only database")):
+        return StoreError(
+            "store-not-writable",
+            "The store cannot be written or read here: permission is denied.",
+            "Give yourself access to the folder, or set `store:` in the audit to a folder you own.",
+            file=file,
+        )
+    if "Is a directory" in text:
+        return StoreError(
+            "store-not-a-file", "The store's path is a folder.", "Set `store:` in the audit to a file.", file=file
+        )
+    if "does not exist" in text and "read-only mode" in text:
+        return StoreError(
+            "store-missing", "There is no store yet.", "Run `semlens-audit index` with this audit first.", file=file
+        )
+    if "version number" in text or "newer version of DuckDB" in text:
+        return StoreError(
+            "store-newer",
+            f"The store was written by a newer DuckDB than the installed {duckdb.__version__}.",
+            "Upgrade duckdb, or delete the store and index again.",
+            file=file,
+        )
+    signs = (
+        "not a valid DuckDB",
+        "Corrupt",
+        "corrupt",
+        "checksum",
+        "Could not read enough bytes",
+        "Could not read from file",
+        "Failed to deserialize",
+        "deserializ",
+        "INTERNAL Error",
+        "database has been invalidated",
+        "Failure while replaying",
+    )
+    if any(sign in text for sign in signs):
+        return StoreError(
+            "store-corrupt",
+            "The store is damaged or is no store.",
+            "Restore it from a copy, or delete it and index again: everything in it can be computed anew.",
+            file=file,
+        )
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return StoreError(
+        "store-failed", f"The store could not be used: {first}", "If it persists, delete the store and index again.", file=file
+    )
+
+
+class Store:
+    """An open store; use `Store.open`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    connection
+        An open DuckDB connection to it.
+    read_only
+        Whether writing is refused.
+    """
+
+    def __init__(self, path: Path, connection: duckdb.DuckDBPyConnection, read_only: bool) -> None:
+        self.path, self.read_only = path, read_only
+        self._connection = connection
+        self._depth = 0
+        self._digests: dict[str, tuple[int, int, int, str]] | None = None
+        self._fresh: set[str] = set()
+
+    @classmethod
+    def open(cls, path: Path, read_only: bool = False) -> Store:
+        """Open the store at `path`, creating it and its folder unless `read_only`.
+
+        Raises
+        ------
+        StoreError
+            ``store-missing`` (read-only only), ``store-locked``, ``store-corrupt``, ``store-newer``, ``store-foreign``,
+            ``store-not-writable``, ``store-not-a-file``, ``store-full-disk``.
+        """
+        path = Path(path)
+        if read_only and not path.exists():
+            raise StoreError(
+                "store-missing", "There is no store yet.", "Run `semlens-audit index` with this audit first.", file=str(path)
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (PermissionError, NotADirectoryError, FileExistsError, OSError) as error:
+            raise StoreError(
+                "store-not-writable",
+                f"The store's folder cannot be made: {error}.",
+                "Set `store:` in the audit to a folder you own.",
+                file=str(path),
+            ) from error
+        try:
+            connection = duckdb.connect(str(path), read_only=read_only)
+        except (duckdb.Error, OSError) as error:
+            raise _store_error(error, path) from error
+        store = cls(path, connection, read_only)
+        try:
+            store._check_version()
+        except BaseException:
+            connection.close()
+            raise
+        return store
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write pending file digests and close; a second call does nothing."""
+        with suppress(StoreError):  # only a cache; the digests are computed again
+            self._flush_digests()
+        self._connection.close()
+
+    def _check_version(self) -> None:
+        tables = {row[0] for row in self.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal")}
+        if not tables and not self.read_only:
+            with self.transaction():
+                for statement in statements():
+                    self.execute(statement)
+                self.execute("INSERT INTO store_version VALUES (?, ?)", (VERSION, __version__))
+            return
+        if "store_version" not in tables:
+            raise StoreError(
+                "store-foreign",
+                "The file is a DuckDB database, but not a store of semlens-audit.",
+                "Set `store:` in the audit to another path.",
+                file=str(self.path),
+            )
+        found, tool = self.rows("SELECT version, tool FROM store_version")[0]
+        if found > VERSION:
+            raise StoreError(
+                "store-newer",
+                f"The store has version {found}, written by semlens-audit {tool}; this is {__version__}, "
+                f"which reads version {VERSION}.",
+                "Upgrade semlens-audit, or set `store:` in the audit to another path.",
+                file=str(self.path),
+            )
+        if found < VERSION:
+            raise StoreError(
+                "store-older",
+                f"The store has version {found}, written by semlens-audit {tool}; this is {__version__}, "
+                f"which reads version {VERSION}.",
+                "Delete the store and index again: everything in it can be computed anew.",
+                file=str(self.path),
+            )
+
+    def execute(self, sql: str, parameters: Sequence[object] = ()) -> duckdb.DuckDBPyConnection:
+        """Run one statement and return DuckDB's cursor; its errors become `StoreError`."""
+        try:
+            return self._connection.execute(sql, parameters) if parameters else self._connection.execute(sql)
+        except (duckdb.Error, OSError) as error:
+            raise _store_error(error, self.path) from error
+
+    def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query as tuples of Python values."""
+        try:
+            return self.execute(sql, parameters).fetchall()
+        except (duckdb.Error, OSError) as error:
+            raise _store_error(error, self.path) from error
+
+    def arrays(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
+        """All rows of a query as one array per column; a FLOAT[] column becomes one (rows, length) float32 array."""
+        try:
+            columns = self.execute(sql, parameters).fetchnumpy()
+        except (duckdb.Error, OSError) as error:
+            raise _store_error(error, self.path) from error
+        return {name: _stacked(values) for name, values in columns.items()}
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is kept together or not at all, whatever ends it: an error, Ctrl-C or a kill."""
+        if self._depth:
+            yield
+            return
+        self.execute("BEGIN TRANSACTION")
+        self._depth = 1
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            with suppress(duckdb.Error, OSError):  # a failed commit has already rolled back
+                self._connection.execute("ROLLBACK")
+            raise
+        finally:
+            self._depth = 0
+
+    def append(self, table: str, **columns: Any) -> None:
+        """Append rows given column by column, in the order of the table's columns.
+
+        Parameters
+        ----------
+        table
+            Name of a table.
+        **columns
+            Column -> sequence of n values, or one scalar for all rows. For a FLOAT[] column an (n, d) float32 array.
+        """
+        count = max((len(value) for value in columns.values() if _many(value)), default=1)
+        if count == 0:
+            return
+        import pandas
+
+        frame = pandas.DataFrame(
+            {
+                name: (list(value) if isinstance(value, np.ndarray) and value.ndim > 1 else value)
+                if _many(value)
+                else [value] * count
+                for name, value in columns.items()
+            }
+        )
+        names = ", ".join(f'"{name}"' for name in columns)
+        try:
+            self._connection.register("appended_rows", frame)
+            try:
+                self.execute(f'INSERT INTO "{table}" ({names}) SELECT {names} FROM appended_rows')
+            finally:
+                self._connection.unregister("appended_rows")
+        except (duckdb.Error, OSError) as error:
+            raise _store_error(error, self.path) from error
+
+    def log(self, event: str, detail: Mapping[str, Any]) -> None:
+        """Add a row to the run log, with the present time."""
+        now = datetime.now(UTC).replace(tzinfo=None)
+        self.execute("INSERT INTO run_log VALUES (?, ?, ?)", (now, event, canonical_json(dict(detail))))
+
+    def stage(self, key: str) -> StageState | None:
+        """State of the stage with that key, or ``None`` if it was never begun."""
+        found = self.rows("SELECT key, name, total, done, complete, facts, checkpoint FROM stage WHERE key = ?", (key,))
+        if not found:
+            return None
+        key, name, total, done, complete, facts, checkpoint = found[0]
+        return StageState(key, name, total, done, complete, json.loads(facts), checkpoint)
+
+    def complete(self, keys: Sequence[str]) -> bool:
+        """Whether every one of the stages is finished."""
+        wanted = sorted(set(keys))
+        found = self.rows("SELECT count(*) FROM stage WHERE complete AND key IN (SELECT unnest(?::VARCHAR[]))", (wanted,))
+        return bool(found[0][0] == len(wanted))
+
+    def begin(self, name: str, inputs: Mapping[str, Any], total: int) -> StageState:
+        """Enter a stage: the one already begun with equal inputs, or a new one."""
+        key = digest(inputs)
+        state = self.stage(key)
+        if state is None:
+            with self.transaction():
+                self.execute(
+                    "INSERT INTO stage VALUES (?, ?, ?, ?, 0, false, '{}', NULL)", (key, name, canonical_json(inputs), total)
+                )
+                self.log("stage-begun", {"stage": key, "name": name, "total": total})
+            state = StageState(key, name, total, 0, False)
+        elif not state.complete:
+            self.log("stage-resumed", {"stage": key, "name": name, "done": state.done, "total": state.total})
+        return state
+
+    def advance(self, key: str, done: int, checkpoint: bytes | None = None) -> None:
+        """Record that `done` items of a stage are finished; belongs into the transaction that writes their rows."""
+        self.execute("UPDATE stage SET done = ?, checkpoint = ? WHERE key = ?", (done, checkpoint, key))
+
+    def finish(self, key: str, facts: Mapping[str, Any] | None = None) -> None:
+        """Record that a stage is complete, with what was learned on the way."""
+        with self.transaction():
+            self.execute(
+                "UPDATE stage SET done = total, complete = true, checkpoint = NULL, facts = ? WHERE key = ?",
+                (canonical_json(dict(facts or {})), key),
+            )
+            self.log("stage-finished", {"stage": key})
+
+    def get_measurement(self, key: str) -> str | None:
+        """Cached measurement under `key`, or ``None``."""
+        found = self.rows("SELECT payload FROM measurement WHERE key = ?", (key,))
+        return str(found[0][0]) if found else None
+
+    def put_measurement(self, key: str, payload: str) -> None:
+        """Cache a measurement under `key`, replacing one that is there."""
+        self.execute("INSERT OR REPLACE INTO measurement VALUES (?, ?)", (key, payload))
+
+    def file_digest(self, path: Path) -> str:
+        """SHA-256 of the bytes of a file; read again only if its size, time of change or inode differ from last time."""
+        if self._digests is None:
+            found = self.rows("SELECT path, size, mtime_ns, inode, sha256 FROM file_digest")
+            self._digests = {name: (size, changed, inode, sha256) for name, size, changed, inode, sha256 in found}
+        name, status = str(path.absolute()), path.stat()
+        identity = (status.st_size, status.st_mtime_ns, status.st_ino)
+        known = self._digests.get(name)
+        if known is None or known[:3] != identity:
+            known = (*identity, digest_file(path))
+            self._digests[name] = known
+            self._fresh.add(name)
+            if len(self._fresh) >= 1000:
+                self._flush_digests()
+        return known[3]
+
+    def _flush_digests(self) -> None:
+        if self.read_only or not self._fresh or self._digests is None:
+            return
+        names = sorted(self._fresh)
+        columns = list(zip(*(self._digests[name] for name in names), strict=True))
+        self.execute(
+            "INSERT OR REPLACE INTO file_digest SELECT unnest(?::VARCHAR[]), unnest(?::BIGINT[]), unnest(?::BIGINT[]), "
+            "unnest(?::UBIGINT[]), unnest(?::VARCHAR[])",
+            (names, *(list(column) for column in columns)),
+        )
+        self._fresh.clear()
+
+    def content_digest(self) -> str:
+        """SHA-256 over every row of every content table, ordered by the tables' own order; free of times and of history."""
+        state = hashlib.sha256()
+        for table in CONTENT_TABLES:
+            order = ", ".join(f'"{name}"' for name in table.order)
+            state.update(f"\0{table.name}\0".encode())
+            cursor = self.execute(f'SELECT * FROM "{table.name}" ORDER BY {order}')
+            try:
+                while batch := cursor.fetchmany(_BATCH):
+                    for row in batch:
+                        state.update(repr([_plain(value) for value in row]).encode())
+            except (duckdb.Error, OSError) as error:
+                raise _store_error(error, self.path) from error
+        return state.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value, dtype=np.float32).tobytes() if isinstance(value, list) else value
+
+
+def _many(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, list, tuple))
+
+
+def _stacked(values: np.ndarray) -> np.ndarray:
+    """One 2-D array from a column of equally long vectors; other columns as they are."""
+    if isinstance(values, np.ma.MaskedArray) and values.dtype != object:
+        return values
+    if values.dtype == object and len(values) and isinstance(values[0], np.ndarray):
+        return np.stack([np.asarray(value, dtype=np.float32) for value in values])
+    return np.asarray(values)
