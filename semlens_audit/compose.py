@@ -44,9 +44,9 @@ __all__ = ["make_page", "record_digest"]
 
 _ORDER: dict[State, int] = {"not_satisfied": 0, "not_measured": 1, "inconclusive": 2, "satisfied": 3}
 _WEIGHT: dict[Severity, int] = {"critical": 0, "major": 1, "minor": 2}
-_PAGE = 255.0
+_PAGE = 257.0
 """Height of page one on paper, mm, less a little slack; the heights below are measured on it."""
-_TITLE, _HEADLINE, _FACT, _LINE, _TABLE, _MORE, _PERSONS, _PERSON = 37.0, 6.0, 1.5, 4.4, 15.0, 9.0, 17.0, 8.0
+_TITLE, _HEADLINE, _FACT, _LINE, _TABLE, _MORE, _PERSONS, _PERSON = 38.0, 6.0, 1.5, 3.9, 20.0, 7.0, 15.0, 8.5
 _CHECK, _CHECK_LINE, _RESULT, _LABELLED = 6.5, 4.0, 8.9, 12.4
 _SUMMARY_PER_CHECK = 4
 _SUMMARY_AGREEMENT = 2
@@ -297,7 +297,7 @@ def _summary(record: AuditRecord, checks: _Checks) -> Summary:
     if agreement:
         facts.append(Fact("Do both ways agree", " ".join(agreement)))
     room = _PAGE - _TITLE - _TABLE - _MORE - _PERSONS - _PERSON * max(1, len(record.responsible))
-    room -= _HEADLINE * _lines(verdict.headline, 85) + sum(_FACT + _LINE * _lines(fact.text, 92) for fact in facts)
+    room -= _HEADLINE * _lines(verdict.headline, 85) + sum(_FACT + _LINE * _lines(fact.text, 105) for fact in facts)
     rows, caption, more = _summary_checks(checks, room)
     return Summary(
         verdict=VerdictBox(badge(verdict.state), verdict.headline, counts, str(int(verdict.exit_code))),

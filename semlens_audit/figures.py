@@ -211,7 +211,7 @@ def interval_line(
     bar
         Role whose colour fills a bar from zero to the value.
     """
-    height, middle = (41, 13.0) if labelled else (26, 13.0)
+    height, middle = (41, 13.0) if labelled else (20, 10.0) if bar else (26, 13.0)
     left, span = 14.0, width - 28.0
     colour = palette.state(state) if state else palette.ink
     body = ""
@@ -280,7 +280,7 @@ class Point:
 
 
 def scatter(
-    points: Sequence[Point], threshold: float, palette: Palette, alt: str, labelled: int = 8, size: int = 560
+    points: Sequence[Point], threshold: float, palette: Palette, alt: str, labelled: int = 8, size: int = 500
 ) -> Figure:
     """Valid against spurious alignment, one disc a component, its area proportional to its relevance.
 

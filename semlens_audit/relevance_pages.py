@@ -15,6 +15,7 @@ __all__ = ["coverage", "lines"]
 _PLOTTED = 600
 _WIDTH = 220
 _EFFECT_WIDTH = 180
+_PLOT_SCREEN, _PLOT_PAPER = 620, 430
 _PARTS = {
     "valid": "Valid concepts",
     "spurious": "Spurious concepts",
@@ -113,6 +114,7 @@ def _coverage(record: AuditRecord, palette: Palette, gallery: Gallery, place: Cl
         f"Valid against spurious alignment of {count(len(plotted), 'component')} of {place.layer} for "
         f"{place.class_name}; "
         f"{sentence}.",
+        size=_PLOT_SCREEN if palette.inline else _PLOT_PAPER,
     )
     caption = (
         f"Each disc is a component of {place.layer}. Its area is its share of the relevance for {place.class_name}, "

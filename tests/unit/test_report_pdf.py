@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from semlens_audit.compose import make_page
 from semlens_audit.errors import AuditError, ExecutionError
 from semlens_audit.figures import PAPER
 from semlens_audit.pdf import to_pdf
+from semlens_audit.plan import Responsible
+from semlens_audit.records import AuditRecord
 from tests.golden.sample_record import sample, small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,16 +82,26 @@ def test_page_one_stands_alone(text: list[str]) -> None:
     assert text[1].strip().startswith("Contents")
 
 
+def crowded() -> AuditRecord:
+    """Page one with more to say than fits."""
+    record = sample("shortcut")
+    verdict = record.verdict.model_copy(update={"headline": "A headline that goes on and on, as headlines may. " * 5})
+    people = tuple(Responsible(name=f"Person {i}", role="Max Muster") for i in range(5))
+    return record.model_copy(update={"verdict": verdict, "responsible": people, "title": "A long title of an audit " * 3})
+
+
 @needs_poppler
-def test_page_one_is_one_page_for_every_verdict(tmp_path: Path) -> None:
-    for kind in ("clean", "not_measured"):
-        page = dataclasses.replace(make_page(sample(kind), PAPER), sections=())
-        path = tmp_path / "report.pdf"
-        path.write_bytes(to_pdf(report.render_page(page, report.ON_PAPER), "0" * 64, page.created_iso))
-        done = subprocess.run(["pdftotext", "-layout", str(path), "-"], capture_output=True, text=True, check=True)
-        first, second = done.stdout.split("\f")[:2]
-        assert "Max Muster" in first
-        assert second.strip().startswith("Contents")
+@pytest.mark.parametrize("make", [lambda: sample("clean"), lambda: sample("not_measured"), crowded])
+def test_page_one_is_one_page_for_every_verdict(tmp_path: Path, make: Callable[[], AuditRecord]) -> None:
+    page = dataclasses.replace(make_page(make(), PAPER), sections=())
+    html = re.sub(r' href="#[^"]*"', "", report.render_page(page, report.ON_PAPER))
+    path = tmp_path / "report.pdf"
+    path.write_bytes(to_pdf(html, "0" * 64, page.created_iso))
+    done = subprocess.run(["pdftotext", "-layout", str(path), "-"], capture_output=True, text=True, check=True)
+    first, second = done.stdout.split("\f")[:2]
+    assert "Max Muster" in first
+    assert len(page.summary.checks) >= 1
+    assert second.strip().startswith("Contents")
 
 
 @needs_poppler
