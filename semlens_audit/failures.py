@@ -61,11 +61,15 @@ def answer(error: BaseException, command: Sequence[str]) -> ExitCode:
     if problem is None:
         problem = Problem(
             "unexpected",
-            f"Something unforeseen happened: {type(error).__name__}: {str(error)[:300]}",
+            f"Something unforeseen happened: {type(error).__name__}: {_first_line(error)}",
             f"The traceback is in {_crash_file(error, command)}; please send it with the command to the authors.",
         )
     print_problems((problem,))
     return ExitCode.INCOMPLETE
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:300]
 
 
 def _of_the_machine(error: BaseException) -> Problem | None:
