@@ -322,7 +322,7 @@ def _sections(record: AuditRecord, palette: Palette, checks: _Checks, whole: str
         (
             "attention",
             "What needs attention, with evidence",
-            tuple(checks.view(c, lambda f: gallery.of(f, _PICTURED)) for c in attention),
+            tuple(checks.view(c, lambda f: gallery.of(f, _PICTURED) + gallery.meaning(f, _PICTURED)) for c in attention),
         ),
         ("lines", "Two lines of evidence", lines(record, palette) if record.effects else None),
         ("coverage", "Coverage: what the decisions rest on", coverage(record, palette, gallery)),

@@ -12,6 +12,7 @@ __all__ = ["Gallery", "role_of"]
 
 _REFERENCES = 6
 _UNEXPLAINED = 3
+_MEANING = 6
 _LEANING = 0.2
 NO_CONCEPT = "no declared concept"
 
@@ -36,15 +37,26 @@ class Gallery:
     def of(self, findings: Sequence[Finding], limit: int) -> tuple[EvidenceGroup, ...]:
         """Components that carry `findings`, a group per layer, at most `limit` with pictures in each."""
         groups: list[EvidenceGroup] = []
-        done: set[str] = set()
+        done: set[tuple[str, str]] = set()
         for finding in findings:
             place = self.places.get((finding.class_name, finding.layer or ""))
-            if place is None or not finding.components or place.layer in done:
+            if place is None or not finding.components or (place.class_name, place.layer) in done:
                 continue
-            done.add(place.layer)
+            done.add((place.class_name, place.layer))
             table = {component.component: component for component in place.components}
             chosen = [table[number] for number in finding.components if number in table]
             groups.append(self.group(place, chosen, limit, f"Components of {place.layer} that carry this result"))
+        return tuple(groups)
+
+    def meaning(self, findings: Sequence[Finding], limit: int) -> tuple[EvidenceGroup, ...]:
+        """Components assigned to the concepts of `findings` that look at no layer: what the model may see of them inside."""
+        groups: list[EvidenceGroup] = []
+        for name in dict.fromkeys(name for finding in findings if finding.layer is None for name in finding.concepts):
+            for place in self.record.class_layers:
+                chosen = [component for component in place.components if component.assigned == name and component.share > 0]
+                if chosen and any(finding.class_name == place.class_name for finding in findings):
+                    title = f"{self.labels[name]}: components of {place.layer} that mean it"
+                    groups.append(self.group(place, chosen[:_MEANING], limit, title))
         return tuple(groups)
 
     def unexplained(self, place: ClassLayer) -> EvidenceGroup:
