@@ -87,16 +87,16 @@ def test_true_effects_of_a_known_model() -> None:
         return np.stack([-darkness, 2 * darkness], axis=1)
 
     population = world.Population()
-    effects = world.true_effects(logits, population, 70, 9, ("ruler", "asymmetry"))
+    effects = world.true_effects(logits, population, 66, 9, ("ruler", "asymmetry"))
     for name, effect in effects.items():
         changes = []
-        for case in world.sample(population, 70, 9):
+        for case in world.sample(population, 66, 9):
             off, on = world.toggle(case.lesion, case.attributes, name)
             changes.append(3 * (off.astype(np.float64).mean() - on.astype(np.float64).mean()))
         assert effect.mean == pytest.approx(np.mean(changes))
-        half = 1.96 * np.std(changes, ddof=1) / np.sqrt(70)
+        half = 1.96 * np.std(changes, ddof=1) / np.sqrt(66)
         assert (effect.low, effect.high) == (pytest.approx(np.mean(changes) - half), pytest.approx(np.mean(changes) + half))
-        assert effect.n == 70
+        assert effect.n == 66
 
 
 def test_a_model_blind_to_the_image_has_no_effects() -> None:
