@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from semlens_audit import __version__
-from semlens_audit.errors import AuditError, ExitCode
+from semlens_audit.errors import ExitCode
 from semlens_audit.failures import guard, print_problems
 
 if TYPE_CHECKING:
     from semlens_audit.plan import AuditPlan
     from semlens_audit.progress import Progress
-    from semlens_audit.records import AuditRecord
 
 __all__ = ["app", "main"]
 
@@ -237,21 +236,22 @@ def run(
     [bold]results.json[/] (the record) and [bold]report.html[/] into the audit's reports folder. Changing a criterion and
     running again re-decides from the cache within seconds.
     """
-    from semlens_audit import screen
+    from semlens_audit import results, screen
 
     plan = _plan(audit)
     with _progress(quiet) as progress:
-        record, files, code = _audit(plan, allow_code=allow_code, pdf=pdf, out=out, progress=progress)
+        outcome = results.carry_out(plan, allow_code=allow_code, pdf=pdf, out=out, progress=progress)
+    print_problems(outcome.problems)
     if as_json:
-        typer.echo(json.dumps(screen.summary(record, files), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(screen.summary(outcome.record, outcome.files), indent=2, ensure_ascii=False))
     else:
-        screen.print_findings(record, files)
-    return code
+        screen.print_findings(outcome.record, outcome.files)
+    return outcome.exit_code
 
 
 @_verb(rich_help_panel="Audit", epilog="Example: semlens-audit report reports/phantom-clean/results.json --out for-the-board")
 def report(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="Record that a run has written.")],
+    record_file: Annotated[Path, typer.Argument(metavar="RESULTS.json", help="Record that a run has written.")],
     pdf: Annotated[bool, typer.Option("--pdf/--no-pdf", help="Render the PDF too.")] = True,
     out: Annotated[Path | None, typer.Option(help="Folder to write into; default: beside the record.")] = None,
 ) -> None:
@@ -263,8 +263,8 @@ def report(
     from semlens_audit import engine
     from semlens_audit import report as pages
 
-    record = engine.read_record(results)
-    for path in pages.write(record, out or results.parent, pdf=pdf):
+    record = engine.read_record(record_file)
+    for path in pages.write(record, out or record_file.parent, pdf=pdf):
         typer.echo(str(path))
 
 
@@ -283,15 +283,16 @@ def demo(
     not satisfied and the ruler named, its clean twin satisfied; else 4.
     """
     from semlens_audit import demo as demonstration
-    from semlens_audit import screen
+    from semlens_audit import results, screen
 
     surprises = []
     for expected, audit in demonstration.prepare(out):
         typer.echo(f"{audit}: {expected.description}")
         with _progress(quiet) as progress:
-            record, files, _ = _audit(_plan(audit), pdf=pdf, progress=progress)
-        screen.print_findings(record, files)
-        surprises += demonstration.surprises(expected, record)
+            outcome = results.carry_out(_plan(audit), pdf=pdf, progress=progress)
+        print_problems(outcome.problems)
+        screen.print_findings(outcome.record, outcome.files)
+        surprises += demonstration.surprises(expected, outcome.record)
     for surprise in surprises:
         typer.echo(f"Not as the truth demands: {surprise}", err=True)
     if not surprises:
@@ -302,45 +303,72 @@ def demo(
 # -- exploring ----------------------------------------------------------------------------------------------------------------
 
 
+Layer = Annotated[str | None, typer.Option(help="Only this layer of the audit; default: all of them.")]
+
+
+@_verb(
+    rich_help_panel="Explore",
+    epilog="Example: semlens-audit components audits/phantom-shortcut.yaml --layer layer4 --class melanoma --top 5",
+)
+def components(
+    audit: AuditFile,
+    layer: Layer = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Class of the spec whose relevance orders them; default: the first.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Components of each layer.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the components that carry most of a class's relevance.
+
+    Reads the index that [cyan]index[/] or [cyan]run[/] has built, and nothing else. After a [cyan]run[/] with the same spec and
+    audit, the concept that each component was assigned to stands beside it.
+    """
+    from semlens_audit import explore, results, screen
+
+    plan = _plan(audit)
+    chosen = class_name or next(iter(plan.spec.classes))
+    rows = explore.components(plan, layer=layer, class_name=class_name, top=top)
+    assigned = results.assigned(plan, chosen)
+    if as_json:
+        typer.echo(json.dumps(screen.component_values(rows, assigned), indent=2, ensure_ascii=False))
+    else:
+        screen.print_components(rows, chosen, assigned)
+
+
+@_verb(rich_help_panel="Explore", epilog='Example: semlens-audit search audits/phantom-shortcut.yaml "ruler marks"')
+def search(
+    audit: AuditFile,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to look for, in plain words.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Look for what this image shows, instead of a text.")] = None,
+    layer: Layer = None,
+    top: Annotated[int, typer.Option(min=1, help="Components to list.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Find the components whose meaning is nearest to a text or an image.
+
+    Over all layers of the audit. Reads the index and loads the foundation model, not the audited one. A text needs a foundation
+    model with a text tower.
+    """
+    from semlens_audit import explore, results, screen
+
+    plan = _plan(audit)
+    rows = explore.search(plan, text=text, image=image, layer=layer, top=top)
+    chosen = next(iter(plan.spec.classes))
+    assigned = results.assigned(plan, chosen)
+    if as_json:
+        typer.echo(json.dumps(screen.component_values(rows, assigned), indent=2, ensure_ascii=False))
+    else:
+        screen.print_components(rows, chosen, assigned)
+
+
+# -- what the verbs share -----------------------------------------------------------------------------------------------------
+
+
 def _plan(audit: Path) -> AuditPlan:
     from semlens_audit import spec
 
     return spec.read_plan(audit)
-
-
-def _audit(
-    plan: AuditPlan,
-    *,
-    progress: Progress,
-    pdf: bool,
-    out: Path | None = None,
-    allow_code: bool = False,
-) -> tuple[AuditRecord, list[Path], ExitCode]:
-    """Audit `plan` and write record and report.
-
-    Returns
-    -------
-    tuple
-        The record; the files, record first; the exit code: the verdict's, or 4 where the verdict would let a release pass but
-        the PDF that was asked for could not be made.
-    """
-    from semlens_audit import engine, paths
-    from semlens_audit import report as pages
-
-    command = ["semlens-audit", "run", plan.audit_file, *(["--allow-code"] if allow_code else [])]
-    record = engine.run(plan, allow_code=allow_code, progress=progress, command=shlex.join(command))
-    folder = (out or paths.reports_path(plan)) / plan.audit.audit
-    results = folder / "results.json"
-    engine.write_record(record, results)
-    code = record.verdict.exit_code
-    try:
-        return record, [results, *pages.write(record, folder, pdf=pdf)], code
-    except AuditError as error:
-        if not pdf:
-            raise
-        # the HTML stands; a missing text layout library must not cost the verdict
-        print_problems(error.problems)
-        return record, [results, folder / "report.html"], code or ExitCode.INCOMPLETE
 
 
 @contextmanager

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from semlens_audit.records import AuditRecord, Finding, State
-from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measured, join
+from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measured
 
-__all__ = ["print_findings", "print_rows", "summary"]
+if TYPE_CHECKING:
+    from semlens_audit.explore import ComponentRow
+
+__all__ = ["component_values", "print_components", "print_findings", "summary"]
 
 _STYLES: dict[State, str] = {
     "satisfied": "green",
@@ -37,7 +41,7 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
         Where to print; default: stdout.
     """
     console = console or Console(highlight=False)
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="dim", expand=False)
+    table = _table()
     table.add_column("", no_wrap=True)
     table.add_column("check", overflow="fold")
     table.add_column("class", overflow="fold")
@@ -99,35 +103,60 @@ def summary(record: AuditRecord, files: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def print_rows(rows: Sequence[dict[str, Any]], columns: dict[str, str], console: Console | None = None) -> None:
-    """Print `rows` as a table.
+def component_values(
+    rows: Sequence[ComponentRow], assigned: Mapping[tuple[str, int], str | None] | None
+) -> list[dict[str, Any]]:
+    """Give components as JSON-ready values; `assigned` as in `print_components`."""
+    values = []
+    for row in rows:
+        value = asdict(row)
+        if assigned is not None:
+            value["assigned"] = assigned.get((row.layer, row.component))
+        values.append(value)
+    return values
+
+
+def print_components(
+    rows: Sequence[ComponentRow],
+    class_name: str,
+    assigned: Mapping[tuple[str, int], str | None] | None,
+    console: Console | None = None,
+) -> None:
+    """Print components as a table.
 
     Parameters
     ----------
     rows
-        One mapping a row; lists are joined, numbers rounded to three digits.
-    columns
-        Key -> heading, in order; keys that a row lacks stay empty.
+        In the order to print.
+    class_name
+        Class of the spec whose share of relevance is shown.
+    assigned
+        (layer, component) -> concept, ``None`` for a component without one; left out where no run has assigned any.
     console
         Where to print; default: stdout.
     """
     console = console or Console(highlight=False)
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="dim")
-    for key, heading in columns.items():
-        numeric = any(isinstance(row.get(key), int | float) for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    table = _table()
+    table.add_column("layer", overflow="fold")
+    table.add_column("component", justify="right")
+    searched = any(row.similarity is not None for row in rows)
+    if searched:
+        table.add_column("similarity", justify="right")
+    table.add_column(f"relevance for {class_name}", justify="right", overflow="fold")
+    if assigned is not None:
+        table.add_column("concept", overflow="fold")
+    table.add_column("first reference samples", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row.get(key))) for key in columns))
+        samples = "never active" if row.dead else ", ".join(reference.sample for reference in row.references[:3])
+        cells = [row.layer, str(row.component)]
+        if searched:
+            cells.append("–" if row.similarity is None else f"{row.similarity:.2f}")
+        cells.append(f"{100 * row.share[class_name]:.1f} %")
+        if assigned is not None:
+            cells.append(assigned.get((row.layer, row.component)) or "–")
+        table.add_row(*map(Text, [*cells, samples]))
     console.print(table)
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    if isinstance(value, list | tuple):
-        return join([str(part) for part in value]) if value else "–"
-    return str(value)
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, show_edge=False, header_style="dim", expand=False)
