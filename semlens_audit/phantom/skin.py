@@ -157,8 +157,8 @@ def _notches(rng: np.random.Generator, turn: NDArray[np.float64]) -> NDArray[np.
     return np.asarray(1.0 + np.clip(edge, -0.36, 0.28))
 
 
-def _network(rng: np.random.Generator, x: Plane, y: Plane) -> tuple[Plane, str]:
-    """Pigment network, globules or a homogeneous field: (H, W) float32 in about [-1, 1], and which."""
+def _network(rng: np.random.Generator, x: Plane, y: Plane) -> Plane:
+    """Pigment network, globules or a homogeneous field: (H, W) float32 in about [-1, 1]."""
     size = x.shape[0]
     kind = str(rng.choice(["reticular", "globular", "homogeneous"], p=[0.5, 0.25, 0.25]))
     turn = rng.uniform(0, np.pi)
@@ -172,10 +172,10 @@ def _network(rng: np.random.Generator, x: Plane, y: Plane) -> tuple[Plane, str]:
     # Three plane waves at 60 degrees make the honeycomb; its maxima are globules, its minima the mesh.
     grain = noise(rng, 20, size)
     if kind == "reticular":
-        return smoothstep(0.2, -1.3, total) * (0.8 + 0.25 * noise(rng, 6, size)) - np.float32(0.35), kind
+        return smoothstep(0.2, -1.3, total) * (0.8 + 0.25 * noise(rng, 6, size)) - np.float32(0.35)
     if kind == "globular":
-        return smoothstep(0.3, 2.2, total) * (0.8 + 0.25 * noise(rng, 6, size)) - np.float32(0.3), kind
-    return grain * np.float32(0.35), kind
+        return smoothstep(0.3, 2.2, total) * (0.8 + 0.25 * noise(rng, 6, size)) - np.float32(0.3)
+    return grain * np.float32(0.35)
 
 
 def paint_lesion(
@@ -191,7 +191,7 @@ def paint_lesion(
     rng = lesion.stream("pigment")
     light, dark = rgb(176, 118, 82), rgb(112, 66, 44)
     pigment = light + np.float32(rng.uniform(0, 1)) * (dark - light) + rng.normal(0, 0.015, 3).astype(np.float32)
-    texture, _ = _network(rng, x, y)
+    texture = _network(rng, x, y)
     core = smoothstep(-0.1, 0.9, geometry.depth)
     shade = np.float32(1.05) - np.float32(0.16) * core - np.float32(0.20) * texture
     solid = geometry.alpha > 0.5
