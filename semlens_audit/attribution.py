@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from importlib.metadata import version
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from semlens_audit.components import capture, first_tensor, maps
+from semlens_audit.cropping import box, boxes
 from semlens_audit.errors import ExecutionError, SubjectError
-from semlens_audit.lrp import COMPOSITE, RelevanceModel, relevance_model
+from semlens_audit.lrp import COMPOSITE, relevance_model
 
-__all__ = ["Method", "box", "boxes", "describe", "heatmaps", "relevance", "stream_heatmaps"]
+__all__ = ["Attributable", "Method", "box", "boxes", "describe", "heatmaps", "relevance", "stream_heatmaps"]
 
 Method = Literal["lrp", "activation_x_gradient"]
-_REFERENCE_SIZE = 224
+_AT_ONCE = 8 * 224**2
+"""Pixels per channel whose graph is held at a time; bounds memory, changes no result."""
 
 
 class Attributable(Protocol):
@@ -47,23 +49,18 @@ def describe(subject: Attributable, images: torch.Tensor, method: Method) -> str
     """
     if method == "activation_x_gradient":
         return "activation x gradient of the class logit, summed over space or tokens"
-    import zennit
-
     folded = relevance_model(subject.model, images).folded
     norms = f"; {folded} batch norms folded into their convolutions" if folded else ""
-    return (
-        f"LRP, composite {COMPOSITE} (rules of zennit {zennit.__version__ if hasattr(zennit, '__version__') else ''}".rstrip()
-        + f"){norms}"
-    )
+    return f"LRP, composite {COMPOSITE} (rules of zennit {version('zennit')}){norms}"
 
 
 def relevance(
-    subject: Attributable, images: torch.Tensor, layers: Sequence[str], class_indices: Sequence[int], method: Method,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+    subject: Attributable, images: torch.Tensor, layers: Sequence[str], class_indices: Sequence[int], method: Method
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Relevance of every component of the layers for every class, of one batch.
 
     One forward pass is shared by all classes. With ``lrp``, relevance starts as the class logit and is propagated with the
-    EpsilonPlusFlat composite; a component's relevance R_k(c) is the sum over its map (CRP, Achtibat et al. 2023, eq. 5). With
+    EpsilonPlusFlat composite; a component's relevance R_k(c) is the sum over its map (CRP, Achtibat et al. 2023). With
     ``activation_x_gradient``, R_k(c) = sum over space or tokens of a_k * d y_c / d a_k.
 
     Parameters
@@ -82,58 +79,81 @@ def relevance(
     Returns
     -------
     tuple of dict
-        layer -> (B, C, K) float32 signed relevance, in units of the logit; and layer -> (B, C) float32 conservation ratio: relevance
-        in the layer over the logit that it started from (1: nothing lost to biases; 0 where the logit is 0).
+        layer -> (B, C, K) float32 signed relevance, in units of the logit; and layer -> (B, C) float32 conservation ratio:
+        relevance in the layer over the logit (1: nothing lost to biases; 0 where the logit is 0).
 
     Raises
     ------
     SubjectError
-        Unknown layer, a layer without gradient, or a model that `method` does not apply to.
+        Unknown layer, a layer that the outputs do not depend on, or a model that `method` does not apply to.
     ExecutionError
         ``not-finite``, naming the layer.
     """
-    if method == "lrp":
-        logits, outputs = relevance_model(subject.model, images).forward(images, layers)
-    else:
-        with capture(subject.model, layers) as outputs, torch.enable_grad():
-            logits = first_tensor(subject.model(images.detach().clone().requires_grad_(True)))
-    tensors = _outputs(outputs, layers)
-    found: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-    conserved: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-    for place, index in enumerate(class_indices):
-        score = logits[:, index]
-        start = torch.zeros_like(logits)
-        start[:, index] = score.detach() if method == "lrp" else 1.0
-        gradients = torch.autograd.grad(
-            logits, tensors, start, retain_graph=place + 1 < len(class_indices), allow_unused=True
-        )
-        for layer, tensor, gradient in zip(layers, tensors, gradients, strict=True):
-            if gradient is None:
-                raise SubjectError(
-                    "unused-layer", f"The model's outputs do not depend on layer {layer!r}.", "Audit another layer."
-                )
-            share = gradient if method == "lrp" else gradient * tensor.detach()
-            parts = _over_space(share).numpy()
-            if not np.isfinite(parts).all():
-                raise ExecutionError(
-                    "not-finite",
-                    f"The relevance in layer {layer!r} holds NaN or infinities.",
-                    "Check the model and its data.",
-                )
-            found[layer].append(parts)
-            conserved[layer].append(_ratio(parts.sum(axis=1), score.detach().numpy()))
+    step = _images_at_once(images.shape[-1])
+    parts = [
+        _relevance(subject, images[first : first + step], layers, class_indices, method)
+        for first in range(0, len(images), step)
+    ]
     return (
-        {layer: np.stack(parts, axis=1).astype(np.float32) for layer, parts in found.items()},
-        {layer: np.stack(parts, axis=1).astype(np.float32) for layer, parts in conserved.items()},
+        {layer: np.concatenate([found[layer] for found, _ in parts]) for layer in layers},
+        {layer: np.concatenate([kept[layer] for _, kept in parts]) for layer in layers},
     )
 
 
+def _images_at_once(size: int) -> int:
+    return max(1, _AT_ONCE // size**2)
+
+
+def _relevance(
+    subject: Attributable, images: torch.Tensor, layers: Sequence[str], class_indices: Sequence[int], method: Method
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    if method == "lrp":
+        logits, outputs = relevance_model(subject.model, images).forward(images, layers)
+    else:
+        with capture(subject.model, layers, differentiable=True) as outputs, torch.enable_grad():
+            logits = first_tensor(subject.model(images.detach()))
+    tensors = _outputs(outputs, layers)
+    found: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
+    kept: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
+    for place, index in enumerate(class_indices):
+        score = logits[:, index].detach()
+        start = torch.zeros_like(logits)
+        start[:, index] = score if method == "lrp" else 1.0
+        gradients = _gradients(logits, tensors, start, layers, retain=place + 1 < len(class_indices))
+        for layer, tensor, gradient in zip(layers, tensors, gradients, strict=True):
+            share = _over_space(gradient if method == "lrp" else gradient * tensor.detach()).numpy()
+            if not np.isfinite(share).all():
+                raise ExecutionError(
+                    "not-finite",
+                    f"The relevance in layer {layer!r} is NaN or infinite.",
+                    "Check the model and its data.",
+                )
+            found[layer].append(share.astype(np.float32))
+            kept[layer].append(_ratio(share.sum(axis=1), score.numpy()).astype(np.float32))
+    return (
+        {layer: np.stack(values, axis=1) for layer, values in found.items()},
+        {layer: np.stack(values, axis=1) for layer, values in kept.items()},
+    )
+
+
+def _gradients(
+    logits: torch.Tensor, tensors: list[torch.Tensor], start: torch.Tensor, layers: Sequence[str], *, retain: bool
+) -> list[torch.Tensor]:
+    gradients: Sequence[torch.Tensor | None] = [None] * len(tensors)
+    if logits.requires_grad:
+        gradients = torch.autograd.grad(logits, tensors, start, retain_graph=retain, allow_unused=True)
+    result = []
+    for layer, gradient in zip(layers, gradients, strict=True):
+        if gradient is None:
+            raise SubjectError("unused-layer", f"The outputs do not depend on layer {layer!r}.", "Audit another layer.")
+        result.append(gradient)
+    return result
+
+
 def _outputs(outputs: dict[str, torch.Tensor], layers: Sequence[str]) -> list[torch.Tensor]:
-    missing = [layer for layer in layers if layer not in outputs]
-    if missing:
-        raise SubjectError(
-            "unused-layer", f"The layer {missing[0]!r} takes no part in the forward pass.", "Audit another layer."
-        )
+    for layer in layers:
+        if layer not in outputs:
+            raise SubjectError("unused-layer", f"The forward pass leaves out layer {layer!r}.", "Audit another layer.")
     return [outputs[layer] for layer in layers]
 
 
@@ -156,9 +176,9 @@ def heatmaps(
 ) -> np.ndarray:
     """Where in each image the given component is driven from.
 
-    With ``lrp``: conditional relevance (CRP, Achtibat et al. 2023): propagation starts at the layer with the component's own activation,
-    all other components masked, and ends at the pixels. With ``activation_x_gradient``, and for layers of tokens: the component's
-    activation map, up-sampled (SemanticLens, arXiv 2501.05398); where a layer has no map, input x gradient.
+    With ``lrp``: conditional relevance (CRP, Achtibat et al. 2023): propagation starts at the layer with the component's own
+    activation, all other components masked, and ends at the pixels. With ``activation_x_gradient``, and for layers of tokens:
+    the component's activation map, up-sampled (SemanticLens, arXiv 2501.05398); where a layer has no map, input x gradient.
 
     Parameters
     ----------
@@ -181,8 +201,12 @@ def heatmaps(
     rows = np.asarray(components, dtype=np.int64)
     if rows.shape != (len(images),):
         raise ValueError(f"expected {len(images)} components, got shape {rows.shape}")
-    passes = _prepare(subject, images, layer, method)
-    return passes(rows)
+    step = _images_at_once(images.shape[-1])
+    parts = [
+        _prepare(subject, images[first : first + step], layer, method)(rows[first : first + step])
+        for first in range(0, len(images), step)
+    ]
+    return np.concatenate(parts)
 
 
 def stream_heatmaps(
@@ -208,54 +232,60 @@ def stream_heatmaps(
     method
         See `heatmaps`.
     batch_size
-        Images per pass.
+        Most images per pass; fewer where inputs are large, to bound memory.
 
     Yields
     ------
     tuple
-        (n,) positions in `rows`, and their (n, S, S) float32 heatmaps. Every position comes exactly once; the order depends only on
-        `rows` and `batch_size`.
+        (n,) positions in `rows`, and their (n, S, S) float32 heatmaps. Every position comes exactly once; the order depends
+        only on `rows`, `batch_size` and S.
     """
     pairs = np.asarray(rows, dtype=np.int64).reshape(-1, 2)
     by_sample: dict[int, list[int]] = {}
     for position, sample in enumerate(pairs[:, 0].tolist()):
         by_sample.setdefault(sample, []).append(position)
-    # Samples with like numbers of components run together, so that few places of a pass stay empty.
-    order = sorted(by_sample, key=lambda sample: (-len(by_sample[sample]), sample))
-    for first in range(0, len(order), batch_size):
-        group = order[first : first + batch_size]
+    for group in _alike({sample: len(positions) for sample, positions in by_sample.items()}, batch_size):
         images = torch.stack([load(sample) for sample in group])
-        # Samples are in order of falling counts, so those with work left form a prefix; a shrunken prefix gets its own graph.
-        done, width = 0, len(group)
-        while width:
-            until = len(by_sample[group[width - 1]])
-            passes = _prepare(subject, images[:width], layer, method)
-            for turn in range(done, until):
-                positions = np.array([by_sample[sample][turn] for sample in group[:width]])
-                yield positions, passes(pairs[positions, 1])
-            done = until
-            while width and len(by_sample[group[width - 1]]) <= done:
-                width -= 1
+        width = _images_at_once(images.shape[-1])
+        for first in range(0, len(group), width):
+            part = [by_sample[sample] for sample in group[first : first + width]]
+            run = _prepare(subject, images[first : first + width], layer, method)
+            for turn in range(max(len(positions) for positions in part)):
+                # An image whose components are all done repeats its last one, which is thrown away.
+                chosen = np.array([positions[min(turn, len(positions) - 1)] for positions in part])
+                wanted = np.array([turn < len(positions) for positions in part])
+                yield chosen[wanted], run(pairs[chosen, 1])[wanted]
 
 
-def _prepare(
-    subject: Attributable, images: torch.Tensor, layer: str, method: Method
-) -> Callable[[np.ndarray], np.ndarray]:
+def _alike(counts: dict[int, int], batch_size: int) -> Iterator[list[int]]:
+    """Groups of at most `batch_size` samples with like numbers of components, so that few places of a pass stay empty."""
+    group: list[int] = []
+    for sample in sorted(counts, key=lambda sample: (-counts[sample], sample)):
+        if group and (len(group) == batch_size or counts[sample] < 0.8 * counts[group[0]] - 2):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group
+
+
+_Run = Callable[[np.ndarray], np.ndarray]
+
+
+def _prepare(subject: Attributable, images: torch.Tensor, layer: str, method: Method) -> _Run:
     """One forward pass; the returned function gives the heatmaps of one component per image, as often as it is called."""
-    model = subject.model
     if method == "lrp":
-        return _conditional(relevance_model(model, images), images, layer)
-    with capture(model, [layer]) as outputs, torch.no_grad():
-        model(images)
+        return _conditional(subject.model, images, layer)
+    with capture(subject.model, [layer]) as outputs, torch.no_grad():
+        subject.model(images)
     (activation,) = _outputs(outputs, [layer])
     if activation.ndim == 2:
-        return _input_times_gradient(model, images, layer)
+        return _input_times_gradient(subject.model, images, layer)
     return _upsampled(maps(activation), images.shape[-1])
 
 
-def _conditional(model: RelevanceModel, images: torch.Tensor, layer: str) -> Callable[[np.ndarray], np.ndarray]:
-    inputs = images.detach().clone().requires_grad_(True)
-    activation = model.up_to(inputs, layer)
+def _conditional(model: torch.nn.Module, images: torch.Tensor, layer: str) -> _Run:
+    activation, inputs = relevance_model(model, images).up_to(images, layer)
     if activation.ndim == 3:
         return _upsampled(maps(activation.detach()), images.shape[-1])
 
@@ -267,9 +297,7 @@ def _conditional(model: RelevanceModel, images: torch.Tensor, layer: str) -> Cal
     return run
 
 
-def _input_times_gradient(
-    model: torch.nn.Module, images: torch.Tensor, layer: str
-) -> Callable[[np.ndarray], np.ndarray]:
+def _input_times_gradient(model: torch.nn.Module, images: torch.Tensor, layer: str) -> _Run:
     inputs = images.detach().clone().requires_grad_(True)
     with capture(model, [layer]) as outputs, torch.enable_grad():
         model(inputs)
@@ -292,7 +320,7 @@ def _only(activation: torch.Tensor, components: np.ndarray) -> torch.Tensor:
     return masked
 
 
-def _upsampled(activation: torch.Tensor, size: int) -> Callable[[np.ndarray], np.ndarray]:
+def _upsampled(activation: torch.Tensor, size: int) -> _Run:
     def run(components: np.ndarray) -> np.ndarray:
         index = torch.from_numpy(np.asarray(components, dtype=np.int64))
         chosen = activation[torch.arange(len(index)), index][:, None].detach()
@@ -301,7 +329,7 @@ def _upsampled(activation: torch.Tensor, size: int) -> Callable[[np.ndarray], np
         lowest = chosen.amin(dim=(2, 3), keepdim=True)
         chosen = torch.where(highest > 0, chosen.clamp(min=0), chosen - lowest)
         up = torch.nn.functional.interpolate(chosen, size=(size, size), mode="bilinear", align_corners=False)
-        return up[:, 0].numpy().astype(np.float32)
+        return np.asarray(up[:, 0].numpy(), dtype=np.float32)
 
     return run
 
@@ -312,71 +340,3 @@ def _finite(heat: np.ndarray, layer: str) -> np.ndarray:
             "not-finite", f"A heatmap of layer {layer!r} holds NaN or infinities.", "Check the model and its data."
         )
     return np.asarray(heat, dtype=np.float32)
-
-
-@lru_cache(maxsize=8)
-def _blur_matrix(size: int, blur: int) -> torch.Tensor:
-    """(S, S) float32 matrix that blurs a column with a Gaussian kernel of `blur` px at 224 px, mirrored at the border.
-
-    Width and standard deviation are those of torchvision's ``gaussian_blur``, which SemanticLens uses.
-    """
-    half = min(max(0, round(blur * size / _REFERENCE_SIZE)) // 2, size - 1)
-    kernel = 2 * half + 1
-    deviation = max(0.3 * ((kernel - 1) * 0.5 - 1) + 0.8, 0.1)
-    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / deviation) ** 2)
-    weights /= weights.sum()
-    matrix = np.zeros((size, size))
-    for row in range(size):
-        for offset, weight in zip(range(-half, half + 1), weights, strict=True):
-            column = abs(row + offset)
-            column = 2 * (size - 1) - column if column >= size else column
-            matrix[row, column] += weight
-    return torch.from_numpy(matrix.astype(np.float32))
-
-
-def boxes(heat: np.ndarray, blur: int = 51, threshold: float = 0.01, minimum: int = 32) -> np.ndarray:
-    """Square crops around what drives a component (SemanticLens, arXiv 2501.05398).
-
-    The heatmap is blurred, |h| / max|h| above `threshold` is kept, and the smallest square around what is kept is taken, moved
-    inside the image where it reaches out. A heatmap without any relevance gives the whole image.
-
-    Parameters
-    ----------
-    heat
-        (B, S, S) finite heatmaps.
-    blur
-        Side of the Gaussian kernel in pixels at 224 px, scaled with S.
-    threshold
-        Share of the maximum, between 0 and 1.
-    minimum
-        Smallest side in pixels.
-
-    Returns
-    -------
-    np.ndarray
-        (B, 4) int32: x0, y0, x1, y1, with x1 and y1 exclusive; always inside the image, square and not empty.
-    """
-    heat = np.asarray(heat, dtype=np.float32)
-    batch, size = heat.shape[0], heat.shape[-1]
-    matrix = _blur_matrix(size, blur)
-    largest = np.abs(heat).reshape(batch, -1).max(axis=1, initial=0.0)
-    scaled = heat / np.where(largest > 0, largest, 1.0)[:, None, None]
-    blurred = torch.matmul(torch.matmul(matrix, torch.from_numpy(scaled)), matrix.T).abs_().numpy()
-    peak = blurred.reshape(batch, -1).max(axis=1, initial=0.0)
-    kept = blurred > (threshold * peak)[:, None, None]
-    columns, rows = kept.any(axis=1), kept.any(axis=2)
-    left, right = columns.argmax(axis=1), size - columns[:, ::-1].argmax(axis=1)
-    top, bottom = rows.argmax(axis=1), size - rows[:, ::-1].argmax(axis=1)
-    side = np.minimum(np.maximum(np.maximum(right - left, bottom - top), minimum), size)
-    x0 = np.clip((left + right - side) // 2, 0, size - side)
-    y0 = np.clip((top + bottom - side) // 2, 0, size - side)
-    found = np.stack([x0, y0, x0 + side, y0 + side], axis=1)
-    empty = (largest == 0) | ~kept.any(axis=(1, 2))
-    found[empty] = (0, 0, size, size)
-    return found.astype(np.int32)
-
-
-def box(heat: np.ndarray, blur: int = 51, threshold: float = 0.01, minimum: int = 32) -> tuple[int, int, int, int]:
-    """`boxes` of one (S, S) heatmap."""
-    x0, y0, x1, y1 = (int(v) for v in boxes(np.asarray(heat)[None], blur, threshold, minimum)[0])
-    return x0, y0, x1, y1

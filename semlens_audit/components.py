@@ -246,13 +246,16 @@ def maps(activation: torch.Tensor) -> torch.Tensor:
 
 def _unknown_layout(activation: torch.Tensor) -> SubjectError:
     return SubjectError(
-        "unknown-layout", f"The layer's output has shape {tuple(activation.shape)}, in which components cannot be told from places.",
+        "unknown-layout",
+        f"The layer's output has shape {tuple(activation.shape)}: components cannot be told from places.",
         "Audit a layer that returns (batch, components, height, width), (batch, tokens, components) or (batch, components).",
-    )  # fmt: skip
+    )
 
 
 @contextmanager
-def capture(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+def capture(
+    model: torch.nn.Module, layers: Sequence[str], *, differentiable: bool = False
+) -> Iterator[dict[str, torch.Tensor]]:
     """Collect the outputs of the named layers during each forward pass inside the context.
 
     Parameters
@@ -261,6 +264,9 @@ def capture(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dict[str,
         Any network.
     layers
         Names of sub-modules.
+    differentiable
+        Let an output without a graph be the start of one, so that gradients with respect to it exist but nothing before it
+        is recorded.
 
     Yields
     ------
@@ -277,6 +283,8 @@ def capture(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dict[str,
     def keep(name: str) -> Callable[[torch.nn.Module, object, object], object]:
         def hook(module: torch.nn.Module, inputs: object, output: object) -> object:
             tensor = first_tensor(output)
+            if differentiable and not tensor.requires_grad:
+                tensor = tensor.detach().requires_grad_(True)
             outputs[name] = tensor
             # What follows may work in place (ReLU, +=), so it gets a copy and the collected tensor stays as it was.
             return replace_first(output, tensor.clone())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from semlens_audit.errors import DataError, Problem
 from semlens_audit.images import read_image
 from semlens_audit.paths import resolve, store_path
 from semlens_audit.plan import Audit, AuditPlan
+from semlens_audit.tables import read_attributes, read_labels, some
 
 __all__ = ["IMAGE_SUFFIXES", "DataSet", "Sample", "class_names", "open_data", "read_image"]
 
@@ -28,9 +28,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".t
 
 _PHANTOM_VERSION = 1
 _LISTED = 20
-_TRUE = frozenset({"1", "1.0", "true", "yes"})
-_FALSE = frozenset({"0", "0.0", "false", "no"})
-_UNKNOWN = frozenset({"", "-1", "na", "nan", "unknown", "?"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +188,7 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
     """
     audit = plan.audit
     classes = class_names(plan)
+    attributes_file: Path | None
     if audit.data.source == "phantom":
         root, rows, attributes_file = _phantom(plan)
     else:
@@ -212,7 +210,9 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
         Sample(id=i, path=path, label=label, sha256=file_digest(root / path))
         for i, (path, label) in enumerate(labelled)
     )
-    attributes = _attributes(attributes_file, plan, [sample.path for sample in samples]) if attributes_file else None
+    attributes = (
+        read_attributes(attributes_file, plan, [sample.path for sample in samples]) if attributes_file else None
+    )
     manifest = digest([[sample.path, sample.sha256, sample.label] for sample in samples])
     return DataSet(samples, root, attributes, manifest)
 
@@ -234,7 +234,7 @@ def _rows(plan: AuditPlan, root: Path) -> list[tuple[str, str]]:
     """(relative path, label text) of every sample."""
     data = plan.audit.data
     if data.labels is not None:
-        return _table_rows(resolve(plan, data.labels), data.image_column, data.label_column, data.image_suffix)
+        return read_labels(resolve(plan, data.labels), data.image_column, data.label_column, data.image_suffix)
     if data.source == "csv":
         raise DataError(
             "no-labels", "The data source 'csv' needs `labels`.", "Name the CSV file with one row per image."
@@ -263,7 +263,7 @@ def _folder_rows(root: Path) -> list[tuple[str, str]]:
     if loose:
         raise DataError(
             "images-without-class",
-            f"{len(loose)} images lie directly in the data folder ({_some(loose)}), so their class is unknown.",
+            f"{len(loose)} images lie directly in the data folder ({some(loose)}), so their class is unknown.",
             "Put them into one sub-folder per class, or give `labels` or `pattern`.",
             file=str(root),
         )
@@ -302,79 +302,14 @@ def _pattern_rows(root: Path, pattern: str, classes: Sequence[str]) -> list[tupl
     return rows
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            header = list(reader.fieldnames or ())
-            rows = list(reader)
-    except FileNotFoundError as error:
-        raise DataError(
-            "missing-table", "The table does not exist.", "Mend its path in the audit.", file=str(path)
-        ) from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            "unreadable-table", f"The table cannot be read: {error}.", "Save it as CSV in UTF-8.", file=str(path)
-        ) from error
-    for column in columns:
-        if column not in header:
-            near = get_close_matches(column, header, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(header) or 'no header'}."
-            raise DataError("missing-column", f"The table has no column {column!r}.", hint, file=str(path), line=1)
-    short = [i for i, row in enumerate(rows, start=2) if any(row[column] is None for column in columns)]
-    if short:
-        raise DataError(
-            "short-row",
-            f"The row has fewer values than the header ({len(short)} such rows).",
-            "Fill the row.",
-            file=str(path),
-            line=short[0],
-        )
-    return rows
-
-
-def _table_rows(path: Path, image_column: str, label_column: str, suffix: str) -> list[tuple[str, str]]:
-    rows = _read_table(path, (image_column, label_column))
-    found: dict[str, int] = {}
-    result = []
-    for line, row in enumerate(rows, start=2):
-        name = _inside(row[image_column].strip() + suffix, path, line)
-        if name in found:
-            raise DataError(
-                "duplicate-sample",
-                f"{name} is listed twice (first in line {found[name]}).",
-                "Keep one row per image.",
-                file=str(path),
-                line=line,
-            )
-        found[name] = line
-        result.append((name, row[label_column].strip()))
-    if not result:
-        raise DataError("no-images", "The table has no row.", file=str(path))
-    return result
-
-
-def _inside(name: str, table: Path, line: int) -> str:
-    """The path in posix form; absolute paths and such as climb out of the folder are refused."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not name or path.is_absolute() or ".." in path.parts:
-        raise DataError(
-            "bad-path",
-            f"The image path {name!r} is not relative to the data folder.",
-            "Write it relative to `data.path`.",
-            file=str(table),
-            line=line,
-        )
-    return path.as_posix()
-
-
 def _label(rows: Iterable[tuple[str, str]], classes: Sequence[str], audit: Audit) -> list[tuple[str, int]]:
     """Turn label texts into class indices; a label may be a class of the model or a class of the spec mapped to one."""
     index = {name: i for i, name in enumerate(classes)}
     for spec_name, model_name in audit.subject.class_map.items():
         if spec_name not in index and model_name in index:
             index[spec_name] = index[model_name]
-    labelled, unknown = [], {}
+    labelled: list[tuple[str, int]] = []
+    unknown: dict[str, list[str]] = {}
     for path, text in rows:
         if text in index:
             labelled.append((path, index[text]))
@@ -420,74 +355,6 @@ def _check_files(root: Path, paths: Sequence[str]) -> None:
     _raise_all(problems)
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def _attributes(table: Path, plan: AuditPlan, paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """Read the 0/1 columns that the spec's concepts refer to, in the order of `paths`."""
-    data = plan.audit.data
-    image_column = data.image_column if data.source != "phantom" else "path"
-    suffix = data.image_suffix if data.source != "phantom" else ""
-    rows = _read_table(table, (image_column,))
-    by_path: dict[str, tuple[int, dict[str, str]]] = {}
-    for line, row in enumerate(rows, start=2):
-        by_path[_inside(row[image_column].strip() + suffix, table, line)] = (line, row)
-    missing = [path for path in paths if path not in by_path]
-    if missing:
-        raise DataError(
-            "attributes-mismatch",
-            f"The attributes table has no row for {len(missing)} of {len(paths)} samples ({_some(missing)}).",
-            f"Give one row per sample; its {image_column!r} must be the sample's path.",
-            file=str(table),
-        )
-    columns = _attribute_columns(plan, list(rows[0]) if rows else [], table)
-    values = {column: np.full(len(paths), -1, dtype=np.int8) for column in columns}
-    for i, path in enumerate(paths):
-        line, row = by_path[path]
-        for column in columns:
-            values[column][i] = _attribute_value(row[column], column, table, line)
-    return values
-
-
-def _attribute_columns(plan: AuditPlan, header: list[str], table: Path) -> list[str]:
-    """Columns to read: those a concept names, and those named like a concept; others (age, site, ...) are left alone."""
-    columns = []
-    for concept in plan.spec.concepts:
-        column = concept.attribute or concept.id
-        if column in header and column not in columns:
-            columns.append(column)
-        elif concept.attribute is not None and column not in header:
-            near = get_close_matches(column, header, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(header)}."
-            raise DataError(
-                "attributes-mismatch",
-                f"The attributes table has no column {column!r}, which concept {concept.id!r} names.",
-                hint,
-                file=str(table),
-                line=1,
-            )
-    return columns
-
-
-def _attribute_value(text: str | None, column: str, table: Path, line: int) -> int:
-    value = (text or "").strip().lower()
-    if value in _TRUE:
-        return 1
-    if value in _FALSE:
-        return 0
-    if value in _UNKNOWN:
-        return -1
-    raise DataError(
-        "attributes-mismatch",
-        f"Column {column!r} holds {text!r}.",
-        "Write 1, 0, or nothing where unknown.",
-        file=str(table),
-        line=line,
-    )
-
-
 def _phantom(plan: AuditPlan) -> tuple[Path, list[tuple[str, str]], Path]:
     """Render the phantom once beside the store and return its folder, rows and attributes table."""
     audit = plan.audit
@@ -514,7 +381,7 @@ def _phantom(plan: AuditPlan) -> tuple[Path, list[tuple[str, str]], Path]:
             pass
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return root, _table_rows(root / "labels.csv", "path", "label", ""), root / "attributes.csv"
+    return root, read_labels(root / "labels.csv", "path", "label", ""), root / "attributes.csv"
 
 
 def _renderer_digest() -> str:
