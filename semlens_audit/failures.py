@@ -6,11 +6,15 @@ import errno
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from semlens_audit import __version__
 from semlens_audit.errors import AuditError, ExitCode, Problem
@@ -35,18 +39,42 @@ def guard(work: Callable[[], int | None], command: Sequence[str]) -> ExitCode:
     ExitCode
         Of `work`, or of the failure.
     """
-    try:
-        code = ExitCode(work() or 0)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # the reader of the output has left; its absence must not look like a verdict
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.INCOMPLETE
-    except (AuditError, KeyboardInterrupt, OSError, MemoryError) as error:
-        return answer(error, command)
-    except Exception as error:  # noqa: BLE001 - the last resort, which writes the traceback to a file
-        return answer(error, command)
+    with _noticing_interrupts() as interrupted:
+        try:
+            code = ExitCode(work() or 0)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # the reader of the output has left; its absence must not look like a verdict
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return ExitCode.INCOMPLETE
+        except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001 - the last resort: each becomes a message
+            return answer(KeyboardInterrupt() if interrupted else error, command)
     return code
+
+
+@contextmanager
+def _noticing_interrupts() -> Iterator[list[int]]:
+    """Give a list that holds the signal once Ctrl-C was pressed.
+
+    Libraries answer an interrupt within native code with errors of their own (DuckDB: ``RuntimeError: Query interrupted``), so
+    whatever is raised after one counts as the interrupt.
+    """
+    seen: list[int] = []
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, notice)
+    try:
+        yield seen
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def answer(error: BaseException, command: Sequence[str]) -> ExitCode:

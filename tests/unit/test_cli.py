@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -133,6 +134,20 @@ def test_every_problem_is_printed_with_its_place_and_none_is_wrapped(capsys: pyt
 def test_interrupt_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert guard(lambda: raising(KeyboardInterrupt()), ["semlens-audit"]) == ExitCode.INTERRUPTED == 130
     assert "run the same command to resume" in capsys.readouterr().err
+
+
+def test_an_error_of_a_library_that_answers_an_interrupt_counts_as_the_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    def query() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("Query interrupted") from None
+        return 0
+
+    before = signal.getsignal(signal.SIGINT)
+    assert guard(query, ["semlens-audit"]) == ExitCode.INTERRUPTED
+    assert "resume" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(
