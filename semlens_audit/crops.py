@@ -33,8 +33,8 @@ _TURNS = 16
 class _Group:
     """References that are computed with one forward pass and written in one transaction.
 
-    Every group has the same number of slots, and within a group each slot asks equally often, the last reference repeated where it
-    has fewer: shapes that never change keep the memory constant, and a result does not depend on what it is computed with.
+    Every group has the same number of slots, and within a group each slot asks equally often, the last reference repeated where
+    it has fewer: shapes that never change keep the memory constant, and a result does not depend on its company.
     """
 
     sample: np.ndarray

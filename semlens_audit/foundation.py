@@ -344,7 +344,7 @@ def _load_timm(plan: AuditPlan, sha256: str) -> Foundation:
     path = _weights(plan, model_plan)
     model = networks.build(ModelSource(source="timm", name=model_plan.name, arguments=model_plan.arguments))
     load_weights(model, path)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(batch: torch.Tensor) -> torch.Tensor:
         features: Any = model.forward_head(model.forward_features(batch), pre_logits=True)

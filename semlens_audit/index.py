@@ -20,6 +20,7 @@ from semlens_audit.probe_texts import box_text, prompts
 from semlens_audit.progress import Progress, SilentProgress
 from semlens_audit.stages import audited_classes, stage_inputs
 from semlens_audit.store import Store
+from semlens_audit.vectors import crop_vectors, null_vectors
 
 __all__ = ["StoredLayer", "build", "evidence_stages", "is_complete", "load_evidence"]
 
@@ -146,30 +147,18 @@ class StoredLayer(LayerEvidence):
     def embeddings(self) -> np.ndarray:  # type: ignore[override]
         """(K, m, d) float32; see `LayerEvidence`."""
         store, keys = self._store, self._keys  # type: ignore[attr-defined]
-        rows = store.arrays(
-            "SELECT component, rank, vector FROM crop JOIN region USING (sample, x0, y0, x1, y1) WHERE stage = ? AND pool = ?",
-            (keys[f"crops:{self.layer}"], keys["foundation"]),
-        )
-        vectors = rows["vector"]
-        width = vectors.shape[1] if vectors.ndim == 2 else _dimension(store, keys)
-        result = np.zeros((*self.reference_ids.shape, width), dtype=np.float32)
+        component, rank, vectors = crop_vectors(store, keys[f"crops:{self.layer}"], keys["foundation"])
+        result = np.zeros((*self.reference_ids.shape, _dimension(store, keys)), dtype=np.float32)
         if len(vectors):
-            result[rows["component"], rows["rank"]] = vectors
+            result[component, rank] = vectors
         return result
 
     @functools.cached_property
     def null_embeddings(self) -> np.ndarray:  # type: ignore[override]
         """(M, d) float32; see `LayerEvidence`."""
         store, keys = self._store, self._keys  # type: ignore[attr-defined]
-        return _in_order(
-            store,
-            keys,
-            "position",
-            store.arrays(
-                "SELECT position, vector FROM null_region JOIN region USING (sample, x0, y0, x1, y1) WHERE stage = ? AND pool = ?",
-                (keys[f"null:{self.layer}"], keys["foundation"]),
-            ),
-        )
+        vectors = null_vectors(store, keys[f"null:{self.layer}"], keys["foundation"])
+        return vectors if len(vectors) else np.zeros((0, _dimension(store, keys)), dtype=np.float32)
 
     @functools.cached_property
     def _relevance(self) -> tuple[np.ndarray, np.ndarray]:
@@ -202,13 +191,6 @@ class StoredLayer(LayerEvidence):
 def _dimension(store: Store, keys: dict[str, str]) -> int:
     state = store.stage(keys["foundation"])
     return int(state.facts["dimension"]) if state else 0
-
-
-def _in_order(store: Store, keys: dict[str, str], column: str, rows: dict[str, np.ndarray]) -> np.ndarray:
-    """(n, d) vectors sorted by `column`; (0, d) where there are none."""
-    if not len(rows[column]):
-        return np.zeros((0, _dimension(store, keys)), dtype=np.float32)
-    return np.asarray(rows["vector"][np.argsort(rows[column], kind="stable")])
 
 
 def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | None:
@@ -245,7 +227,7 @@ def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | No
         paths=tuple(sample.path for sample in data.samples),
         labels=data.labels,
         logits=rows["logits"][np.argsort(rows["sample"])],
-        image_embeddings=_in_order(store, keys, "sample", views),
+        image_embeddings=views["vector"][np.argsort(views["sample"])],
         attributes=data.attributes or {},
         probes=probes,
         empty_prompts=empty,

@@ -124,7 +124,7 @@ class _References:
             self.top = TopReferences(values.shape[1], self.m, self.layer)
         self.top.update(samples, values)
         stream = io.BytesIO()
-        np.savez(stream, **self.top.state())
+        np.savez(stream, **self.top.state())  # type: ignore[arg-type]
         return stream.getvalue()
 
     def close(self, store: Store) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class _Relevance:
                 "Try `attribution: activation_x_gradient`, and check the model.",
             )
         ratio = ratio[:count].reshape(-1).astype(np.float32)
-        kept = np.ma.MaskedArray(ratio, mask=~np.isfinite(ratio)).astype(object).filled(None)
+        kept = [float(value) if np.isfinite(value) else None for value in ratio]
         store.append(
             "relevance",
             stage=self.key,

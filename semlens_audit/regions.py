@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from semlens_audit.probe_texts import box_text, prompts
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
 from semlens_audit.subject import make_view
+from semlens_audit.vectors import crop_vectors, null_vectors
 
 __all__ = ["embedding_pass", "null_regions", "probe_pass", "settle_precision"]
 
@@ -87,94 +90,107 @@ def embedding_pass(
     plan: AuditPlan, data: DataSet, store: Store, foundation: Foundation, inputs: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
     """Embed whole inputs, every layer's crops and its random crops; a region that is in the pool already costs nothing."""
-    side, pool = plan.audit.subject.preprocessing.size, digest(inputs["foundation"])
+    side, pool = (
+        plan.audit.subject.preprocessing.size,
+        _Pool(plan, data, store, foundation, digest(inputs["foundation"]), progress),
+    )
     everything = np.array([[sample.id, 0, 0, side, side] for sample in data.samples])
-    _embed(plan, data, store, foundation, pool, "views", "Embeddings, whole images", inputs["views"], everything, progress)
+    pool.embed("views", "Embeddings, whole images", inputs["views"], everything)
     for layer in plan.audit.layers:
-        crops = inputs[f"embeddings:{layer}"]["crops"]
-        found = store.arrays(
-            "SELECT sample, x0, y0, x1, y1 FROM crop WHERE stage = ? ORDER BY sample, component, rank", (crops,)
-        )
+        name, null = f"embeddings:{layer}", f"null:{layer}"
+        found = store.arrays("SELECT sample, x0, y0, x1, y1 FROM crop WHERE stage = ?", (inputs[name]["crops"],))
         regions = np.stack([found[column].astype(np.int64) for column in ("sample", *_BOX)], axis=1)
-        name = f"embeddings:{layer}"
-        _embed(plan, data, store, foundation, pool, name, f"Embeddings, {layer}", inputs[name], regions, progress)
-        name = f"null:{layer}"
-        key = digest(inputs[name])
-        state = store.stage(key)
-        if state is None or not state.complete:
-            regions = _null(plan, data, store, key, inputs[name], regions[:, 1:], side)
-        _embed(
-            plan, data, store, foundation, pool, name, f"Embeddings, random crops for {layer}", inputs[name], regions, progress
-        )
+        boxes = regions[np.lexsort(regions.T[::-1]), 1:]
+        pool.embed(name, f"Embeddings, {layer}", inputs[name], regions)
+        if not store.complete([digest(inputs[null])]):
+            regions = _null(plan, data, store, inputs[null], boxes, side)
+            pool.embed(
+                null, f"Embeddings, random crops for {layer}", inputs[null], regions, partial(_meanings, store, inputs[null])
+            )
 
 
-def _null(
-    plan: AuditPlan, data: DataSet, store: Store, key: str, inputs: dict[str, Any], boxes: np.ndarray, side: int
-) -> np.ndarray:
+def _null(plan: AuditPlan, data: DataSet, store: Store, inputs: dict[str, Any], boxes: np.ndarray, side: int) -> np.ndarray:
     """Draw a layer's random crops and write them down, unless an earlier run has; (count, 5) sample and box."""
     if not len(boxes):  # every component is constant: no crop has a size to imitate, and nothing will be calibrated
         return np.zeros((0, 5), dtype=np.int64)
     sample, box = null_regions(boxes, len(data.samples), side, inputs["count"], plan.audit.seed, inputs["crops"])
     with store.transaction():
+        key = digest(inputs)
         if not store.rows("SELECT 1 FROM null_region WHERE stage = ? LIMIT 1", (key,)):
-            store.append(
-                "null_region",
-                stage=key,
-                position=np.arange(len(sample)),
-                sample=sample,
-                **{column: box[:, i] for i, column in enumerate(_BOX)},
-            )
+            columns = {column: box[:, i] for i, column in enumerate(_BOX)}
+            store.append("null_region", stage=key, position=np.arange(len(sample)), sample=sample, **columns)
     return np.concatenate([sample[:, None], box], axis=1)
 
 
-def _embed(
-    plan: AuditPlan,
-    data: DataSet,
-    store: Store,
-    foundation: Foundation,
-    pool: str,
-    name: str,
-    title: str,
-    inputs: dict[str, Any],
-    regions: np.ndarray,
-    progress: Progress,
-) -> None:
-    """Embed those of the (n, 5) regions that the pool lacks, in the order of sample and box."""
-    distinct = np.unique(regions, axis=0)
-    state = store.begin(name, inputs, len(distinct))
-    if state.complete:
+def _meanings(store: Store, inputs: dict[str, Any]) -> None:
+    """Write the concept embeddings of a layer, whose crops and random crops are all in the pool."""
+    component, _, vectors = crop_vectors(store, inputs["crops"], inputs["pool"])
+    if not len(component):
         return
-    missing = _missing(store, pool, distinct)
-    preprocessing = plan.audit.subject.preprocessing
+    component, starts, counts = np.unique(component, return_index=True, return_counts=True)
+    means = np.add.reduceat(vectors.astype(np.float64), starts, axis=0) / counts[:, None]
+    centre = null_vectors(store, digest(inputs), inputs["pool"]).astype(np.float64).mean(axis=0)
+    store.append(
+        "meaning",
+        stage=digest(inputs),
+        component=component,
+        vector=means.astype(np.float32),
+        centred=(means - centre).astype(np.float32),
+    )
 
-    def prepare(start: int) -> list[torch.Tensor]:
+
+@dataclass(frozen=True)
+class _Pool:
+    """The pool of region embeddings of one foundation model on one data set."""
+
+    plan: AuditPlan
+    data: DataSet
+    store: Store
+    foundation: Foundation
+    key: str
+    progress: Progress
+
+    def embed(
+        self, name: str, title: str, inputs: dict[str, Any], regions: np.ndarray, closing: Callable[[], None] | None = None
+    ) -> None:
+        """Embed those of the (n, 5) regions that the pool lacks, in the order of sample and box; `closing` ends the stage."""
+        store, distinct = self.store, np.unique(regions, axis=0)
+        state = store.begin(name, inputs, len(distinct))
+        if state.complete:
+            return
+        missing = self._missing(distinct)
+        before = len(distinct) - len(missing)
+        with self.progress.stage(title, len(distinct), before) as advance:
+            starts = range(0, len(missing), BATCH)
+            for start, rows in prefetched(
+                lambda start: self._prepare(missing[start : start + BATCH]), starts, workers=2, ahead=3
+            ):
+                vectors, part = self.foundation.embed_prepared(rows), missing[start : start + BATCH]
+                columns = {column: part[:, i + 1] for i, column in enumerate(_BOX)}
+                with store.transaction():
+                    store.append("region", pool=self.key, sample=part[:, 0], **columns, vector=vectors)
+                    store.advance(state.key, before + start + len(part))
+                advance(len(part))
+        with store.transaction():
+            if closing is not None:
+                closing()
+            store.finish(state.key)
+
+    def _missing(self, distinct: np.ndarray) -> np.ndarray:
+        found = self.store.arrays("SELECT sample, x0, y0, x1, y1 FROM region WHERE pool = ?", (self.key,))
+        known = set(zip(*(found[column].tolist() for column in ("sample", *_BOX)), strict=True))
+        return distinct[[tuple(row) not in known for row in distinct.tolist()]] if known else distinct
+
+    def _prepare(self, regions: np.ndarray) -> list[torch.Tensor]:
         rows, last, view = [], -1, None
-        for sample, *box in missing[start : start + BATCH].tolist():
+        for sample, *box in regions.tolist():
             if sample != last or view is None:
-                last, view = sample, make_view(read_image(data.file(data.samples[sample])), preprocessing)
-            rows.append(foundation.prepare(view.crop(tuple(box))))
-        return rows
-
-    with progress.stage(title, len(distinct), len(distinct) - len(missing)) as advance:
-        for start, rows in prefetched(prepare, range(0, len(missing), BATCH), workers=2, ahead=3):
-            vectors, part = foundation.embed_prepared(rows), missing[start : start + BATCH]
-            with store.transaction():
-                store.append(
-                    "region",
-                    pool=pool,
-                    sample=part[:, 0],
-                    **{column: part[:, i + 1] for i, column in enumerate(_BOX)},
-                    vector=vectors,
+                last, view = (
+                    sample,
+                    make_view(read_image(self.data.file(self.data.samples[sample])), self.plan.audit.subject.preprocessing),
                 )
-                store.advance(state.key, len(distinct) - len(missing) + start + len(part))
-            advance(len(part))
-    store.finish(state.key)
-
-
-def _missing(store: Store, pool: str, distinct: np.ndarray) -> np.ndarray:
-    found = store.arrays("SELECT sample, x0, y0, x1, y1 FROM region WHERE pool = ?", (pool,))
-    known = set(zip(*(found[column].tolist() for column in ("sample", *_BOX)), strict=True))
-    return distinct[[tuple(row) not in known for row in distinct.tolist()]] if known else distinct
+            rows.append(self.foundation.prepare(view.crop(tuple(box))))
+        return rows
 
 
 def probe_pass(

@@ -71,9 +71,10 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     Returns
     -------
     dict
-        stage -> inputs. ``images`` (every image decodes), ``outputs``, ``references:LAYER``, ``crops:LAYER``, ``relevance:LAYER``,
-        ``foundation`` (facts about the foundation model on this data; its key names the pool of region embeddings), ``views``
-        (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops), ``probes``.
+        stage -> inputs. ``images`` (every image decodes), ``outputs``, ``references:LAYER``, ``crops:LAYER``,
+        ``relevance:LAYER``, ``foundation`` (facts about the foundation model on this data; its key names the pool of region
+        embeddings), ``views`` (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random
+        crops), ``probes``.
     """
     audit, settings = plan.audit, plan.audit.measurement
     view = audit.subject.preprocessing

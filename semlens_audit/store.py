@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 from semlens_audit import __version__
 from semlens_audit.digest import canonical_json, digest, digest_file
 from semlens_audit.errors import StoreError
+from semlens_audit.store_errors import store_error
 from semlens_audit.store_schema import CONTENT_TABLES, VERSION, statements
 
 if TYPE_CHECKING:
@@ -55,73 +55,6 @@ class StageState:
     complete: bool
     facts: dict[str, Any] = field(default_factory=dict)
     checkpoint: bytes | None = None
-
-
-def _store_error(error: Exception, path: Path) -> StoreError:
-    """Say in plain words what DuckDB complains about."""
-    text, file = str(error), str(path)
-    if "Could not set lock" in text or "different configuration than existing" in text:
-        who = re.search(r"PID (\d+)", text)
-        process = f" (process {who.group(1)})" if who else ""
-        return StoreError(
-            "store-locked",
-            f"The store is in use by another process{process}.",
-            "Wait until it has finished, or end it, then run the same command again.",
-            file=file,
-        )
-    if any(sign in text for sign in ("No space left", "File too large", "Disk quota", "Out of disk")):
-        return StoreError(
-            "store-full-disk",
-            "The disk is full; what was finished before is kept.",
-            "Free some space, or set `store:` in the audit to a larger disk, then run the same command again.",
-            file=file,
-        )
-    if any(sign in text for sign in ("Permission denied", "Read-only file system", "in read-only mode!", "read-only database")):
-        return StoreError(
-            "store-not-writable",
-            "The store cannot be written or read here: permission is denied.",
-            "Give yourself access to the folder, or set `store:` in the audit to a folder you own.",
-            file=file,
-        )
-    if "Is a directory" in text:
-        return StoreError(
-            "store-not-a-file", "The store's path is a folder.", "Set `store:` in the audit to a file.", file=file
-        )
-    if "does not exist" in text and "read-only mode" in text:
-        return StoreError(
-            "store-missing", "There is no store yet.", "Run `semlens-audit index` with this audit first.", file=file
-        )
-    if "version number" in text or "newer version of DuckDB" in text:
-        return StoreError(
-            "store-newer",
-            f"The store was written by a newer DuckDB than the installed {duckdb.__version__}.",
-            "Upgrade duckdb, or delete the store and index again.",
-            file=file,
-        )
-    signs = (
-        "not a valid DuckDB",
-        "Corrupt",
-        "corrupt",
-        "checksum",
-        "Could not read enough bytes",
-        "Could not read from file",
-        "Failed to deserialize",
-        "deserializ",
-        "INTERNAL Error",
-        "database has been invalidated",
-        "Failure while replaying",
-    )
-    if any(sign in text for sign in signs):
-        return StoreError(
-            "store-corrupt",
-            "The store is damaged or is no store.",
-            "Restore it from a copy, or delete it and index again: everything in it can be computed anew.",
-            file=file,
-        )
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return StoreError(
-        "store-failed", f"The store could not be used: {first}", "If it persists, delete the store and index again.", file=file
-    )
 
 
 class Store:
@@ -171,7 +104,7 @@ class Store:
         try:
             connection = duckdb.connect(str(path), read_only=read_only)
         except (duckdb.Error, OSError) as error:
-            raise _store_error(error, path) from error
+            raise store_error(error, path) from error
         store = cls(path, connection, read_only)
         try:
             store._check_version()
@@ -196,9 +129,7 @@ class Store:
         tables = {row[0] for row in self.rows("SELECT table_name FROM duckdb_tables() WHERE NOT internal")}
         if not tables and not self.read_only:
             with self.transaction():
-                for statement in statements():
-                    self.execute(statement)
-                self.execute("INSERT INTO store_version VALUES (?, ?)", (VERSION, __version__))
+                self._upgrade(0)
             return
         if "store_version" not in tables:
             raise StoreError(
@@ -208,43 +139,44 @@ class Store:
                 file=str(self.path),
             )
         found, tool = self.rows("SELECT version, tool FROM store_version")[0]
+        versions = f"version {found}, written by semlens-audit {tool}; this is {__version__}, which reads version {VERSION}"
         if found > VERSION:
-            raise StoreError(
-                "store-newer",
-                f"The store has version {found}, written by semlens-audit {tool}; this is {__version__}, "
-                f"which reads version {VERSION}.",
-                "Upgrade semlens-audit, or set `store:` in the audit to another path.",
-                file=str(self.path),
-            )
+            hint = "Upgrade semlens-audit, or set `store:` in the audit to another path."
+            raise StoreError("store-newer", f"The store has {versions}.", hint, file=str(self.path))
         if found < VERSION:
-            raise StoreError(
-                "store-older",
-                f"The store has version {found}, written by semlens-audit {tool}; this is {__version__}, "
-                f"which reads version {VERSION}.",
-                "Delete the store and index again: everything in it can be computed anew.",
-                file=str(self.path),
-            )
+            if self.read_only:
+                hint = "Run `semlens-audit index` with this audit once; that brings the store up to date and keeps its content."
+                raise StoreError("store-older", f"The store has {versions}.", hint, file=str(self.path))
+            with self.transaction():
+                self._upgrade(found)
+                self.log("store-upgraded", {"from": found, "to": VERSION})
+
+    def _upgrade(self, have: int) -> None:
+        for statement in statements(have):
+            self.execute(statement)
+        self.execute("DELETE FROM store_version")
+        self.execute("INSERT INTO store_version VALUES (?, ?)", (VERSION, __version__))
 
     def execute(self, sql: str, parameters: Sequence[object] = ()) -> duckdb.DuckDBPyConnection:
         """Run one statement and return DuckDB's cursor; its errors become `StoreError`."""
         try:
             return self._connection.execute(sql, parameters) if parameters else self._connection.execute(sql)
         except (duckdb.Error, OSError) as error:
-            raise _store_error(error, self.path) from error
+            raise store_error(error, self.path) from error
 
     def rows(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query as tuples of Python values."""
         try:
             return self.execute(sql, parameters).fetchall()
         except (duckdb.Error, OSError) as error:
-            raise _store_error(error, self.path) from error
+            raise store_error(error, self.path) from error
 
     def arrays(self, sql: str, parameters: Sequence[object] = ()) -> dict[str, np.ndarray]:
         """All rows of a query as one array per column; a FLOAT[] column becomes one (rows, length) float32 array."""
         try:
             columns = self.execute(sql, parameters).fetchnumpy()
         except (duckdb.Error, OSError) as error:
-            raise _store_error(error, self.path) from error
+            raise store_error(error, self.path) from error
         return {name: _stacked(values) for name, values in columns.items()}
 
     @contextmanager
@@ -289,14 +221,14 @@ class Store:
             }
         )
         names = ", ".join(f'"{name}"' for name in columns)
+        self._connection.register("appended_rows", frame)
         try:
-            self._connection.register("appended_rows", frame)
-            try:
-                self.execute(f'INSERT INTO "{table}" ({names}) SELECT {names} FROM appended_rows')
-            finally:
+            self.execute(f'INSERT INTO "{table}" ({names}) SELECT {names} FROM appended_rows')
+        finally:
+            with suppress(
+                duckdb.Error
+            ):  # after a failed insert nothing but a rollback is accepted, which forgets the frame too
                 self._connection.unregister("appended_rows")
-        except (duckdb.Error, OSError) as error:
-            raise _store_error(error, self.path) from error
 
     def log(self, event: str, detail: Mapping[str, Any]) -> None:
         """Add a row to the run log, with the present time."""
@@ -394,7 +326,7 @@ class Store:
                     for row in batch:
                         state.update(repr([_plain(value) for value in row]).encode())
             except (duckdb.Error, OSError) as error:
-                raise _store_error(error, self.path) from error
+                raise store_error(error, self.path) from error
         return state.hexdigest()
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["CONTENT_TABLES", "TABLES", "VERSION", "Table", "statements"]
 
-VERSION = 1
-"""Version of the schema below; written into every store."""
+VERSION = 2
+"""Version of the schema below; written into every store. 2 added the table ``meaning``."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Table:
     indexed
         Whether `order` is declared as the primary key. Bulk tables are not: an index over millions of rows costs more than the
         transaction that already keeps them whole.
+    since
+        Version that added the table; a store of an older version gets it when it is next opened for writing.
     """
 
     name: str
@@ -37,10 +39,11 @@ class Table:
     order: tuple[str, ...]
     content: bool = True
     indexed: bool = False
+    since: int = 1
 
 
 _STAGE = ("VARCHAR NOT NULL", "key of the stage that wrote the row: SHA-256 over everything the row depends on")
-_SAMPLE = ("INTEGER NOT NULL", "sample id: position in the test data sorted by path; -1 where a component has no more samples")
+_SAMPLE = ("INTEGER NOT NULL", "sample id: position in the test data sorted by path, from 0")
 _COMPONENT = ("INTEGER NOT NULL", "component: channel, unit or latent of the layer, from 0")
 _RANK = ("SMALLINT NOT NULL", "position among the component's reference samples, highest activation first, from 0")
 _BOX = {
@@ -172,6 +175,18 @@ TABLES: tuple[Table, ...] = (
         ("stage", "position"),
     ),
     Table(
+        "meaning",
+        "concept embedding of one component: what its reference samples have in common for the foundation model",
+        {
+            "stage": _STAGE,
+            "component": _COMPONENT,
+            "vector": ("FLOAT[] NOT NULL", "mean embedding of the component's crops"),
+            "centred": ("FLOAT[] NOT NULL", "the same, minus the mean embedding of the layer's random crops"),
+        },
+        ("stage", "component"),
+        since=2,
+    ),
+    Table(
         "prompt",
         "embedding of one text prompt",
         {
@@ -237,10 +252,15 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def statements() -> list[str]:
-    """The SQL that creates an empty store, comments included; the row of ``store_version`` is the caller's to add."""
+def statements(have: int = 0) -> list[str]:
+    """The SQL that brings a store from version `have` (0: an empty file) to `VERSION`, comments included.
+
+    The row of ``store_version`` is the caller's to write.
+    """
     result = []
     for table in TABLES:
+        if table.since <= have:
+            continue
         columns = [f'"{name}" {kind}' for name, (kind, _) in table.columns.items()]
         if table.indexed:
             columns.append("PRIMARY KEY (" + ", ".join(f'"{name}"' for name in table.order) + ")")
