@@ -41,23 +41,19 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
         Where to print; default: stdout.
     """
     console = console or Console(highlight=False)
+    several = len({finding.class_name for finding in record.findings}) > 1
     table = _table()
     table.add_column("", no_wrap=True)
-    table.add_column("check", overflow="fold")
-    table.add_column("class", overflow="fold")
+    table.add_column("check", no_wrap=True)
+    if several:
+        table.add_column("class", overflow="fold")
     table.add_column("layer", overflow="fold")
     table.add_column("measured", justify="right", overflow="fold")
     table.add_column("criterion", justify="right", overflow="fold")
     for finding in sorted(record.findings, key=lambda one: _ORDER.index(one.state)):
-        unit = finding.measurement.unit
-        table.add_row(
-            Text(f"{GLYPHS[finding.state]} {STATES[finding.state].lower()}", style=_STYLES[finding.state]),
-            Text(finding.check),
-            Text(finding.class_name),
-            Text(finding.layer or "all"),
-            Text(_measured(finding)),
-            Text(format_criterion(finding.criterion, unit)),
-        )
+        state = Text(f"{GLYPHS[finding.state]} {STATES[finding.state].lower()}", style=_STYLES[finding.state])
+        cells = [finding.check, *([finding.class_name] if several else []), finding.layer or "–", _measured(finding)]
+        table.add_row(state, *map(Text, cells), Text(_criterion(finding)))
     console.print(table)
     console.print()
     verdict = record.verdict
@@ -65,11 +61,28 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
     headline.append(f" (exit code {int(verdict.exit_code)}). ", style="default not bold")
     headline.append(verdict.headline, style="default not bold")
     console.print(headline)
-    for sentence in verdict.agreement:
+    for sentence in _disputed(record):
         console.print(Text(sentence))
     console.print()
     for path in files:
         console.print(Text(str(path), style="cyan"), soft_wrap=True)
+
+
+def _disputed(record: AuditRecord) -> list[str]:
+    """What the two lines of evidence say of the concepts that a failed check names alone; the report has the others."""
+    failed = {
+        concept
+        for finding in record.findings
+        if finding.state == "not_satisfied" and len(finding.concepts) == 1
+        for concept in finding.concepts
+    }
+    labels = tuple(record.concept(concept).label for concept in sorted(failed))
+    return [sentence for sentence in record.verdict.agreement if sentence.lower().startswith(tuple(map(str.lower, labels)))]
+
+
+def _criterion(finding: Finding) -> str:
+    words = format_criterion(finding.criterion, finding.measurement.unit)
+    return words.replace("at most ", "≤ ").replace("at least ", "≥ ")
 
 
 def _measured(finding: Finding) -> str:
@@ -137,17 +150,17 @@ def print_components(
     """
     console = console or Console(highlight=False)
     table = _table()
-    table.add_column("layer", overflow="fold")
-    table.add_column("component", justify="right")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("component", justify="right", no_wrap=True)
     searched = any(row.similarity is not None for row in rows)
     if searched:
-        table.add_column("similarity", justify="right")
-    table.add_column(f"relevance for {class_name}", justify="right", overflow="fold")
+        table.add_column("similarity", justify="right", no_wrap=True)
+    table.add_column("relevance", justify="right", no_wrap=True)
     if assigned is not None:
-        table.add_column("concept", overflow="fold")
-    table.add_column("first reference samples", overflow="fold")
+        table.add_column("concept", no_wrap=True)
+    table.add_column("first reference samples", no_wrap=True, overflow="ellipsis")
     for row in rows:
-        samples = "never active" if row.dead else ", ".join(reference.sample for reference in row.references[:3])
+        samples = "never active" if row.dead else " ".join(Path(reference.sample).name for reference in row.references)
         cells = [row.layer, str(row.component)]
         if searched:
             cells.append("–" if row.similarity is None else f"{row.similarity:.2f}")
@@ -156,6 +169,7 @@ def print_components(
             cells.append(assigned.get((row.layer, row.component)) or "–")
         table.add_row(*map(Text, [*cells, samples]))
     console.print(table)
+    console.print(Text(f"relevance: share of the relevance for {class_name} in the layer", style="dim"))
 
 
 def _table() -> Table:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.e2e.conftest import ENVIRONMENT, Run, SmallAudit, small_audit
 
@@ -188,6 +189,27 @@ def test_progress_counts_on_stderr_and_quiet_says_nothing(indexed: SmallAudit, c
     assert re.search(r"^.+: 120/120 in \d+\.\d s", indexed.said, re.MULTILINE)
     assert command("index", indexed.file, "--quiet").stderr == ""
     assert command("run", indexed.ask(asked(0.999)).file, "--quiet").stderr == ""
+
+
+def test_components_and_search_read_the_index(indexed: SmallAudit, command: Run, tmp_path: Path) -> None:
+    listed = json.loads(command("components", indexed.file, "--layer", "layer4", "--top", 5, "--json").stdout)
+    shares = [row["share"]["melanoma"] for row in listed]
+    assert len(listed) == 5
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 1 / 128, "the most relevant of 128 components holds more than an equal share"
+    everything = json.loads(command("components", indexed.file, "--top", 1000, "--json").stdout)
+    assert sum(row["share"]["melanoma"] for row in everything) == pytest.approx(1, abs=1e-5)
+
+    found = json.loads(command("search", indexed.file, "ruler marks", "--top", 3, "--json").stdout)
+    similarities = [row["similarity"] for row in found]
+    assert similarities == sorted(similarities, reverse=True)
+    other = json.loads(command("search", indexed.file, "dark hair", "--top", 3, "--json").stdout)
+    assert [row["component"] for row in other] != [row["component"] for row in found]
+    Image.new("RGB", (64, 64), (200, 160, 140)).save(tmp_path / "skin.png")
+    assert len(json.loads(command("search", indexed.file, "--image", tmp_path / "skin.png", "--top", 3, "--json").stdout)) == 3
+
+    assert "layer4" in command("components", indexed.file, "--layer", "layer9", code=2).stderr
+    assert "[one-query]" in command("search", indexed.file, code=2).stderr
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------------------

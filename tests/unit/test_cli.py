@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from semlens_audit import cli, errors, screen
 from semlens_audit.demo import EXPECTED, prepare, surprises
 from semlens_audit.errors import ExitCode, Problem
+from semlens_audit.explore import ComponentRow, Reference
 from semlens_audit.failures import guard, print_problems
 from semlens_audit.progress import LineProgress, RichProgress, SilentProgress
 from semlens_audit.records import AuditRecord
@@ -82,7 +83,7 @@ def test_help_and_version_import_nothing_heavy() -> None:
 
 def test_reading_and_deciding_modules_import_nothing_that_learns() -> None:
     done = in_fresh_python(
-        "import sys, semlens_audit.spec, semlens_audit.engine, semlens_audit.store, semlens_audit.report, semlens_audit.screen\n"
+        "import sys, semlens_audit.spec, semlens_audit.engine, semlens_audit.report, semlens_audit.screen\n"
         "print(sorted({'torch', 'torchvision', 'open_clip', 'timm', 'zennit', 'crp'} & set(sys.modules)))"
     )
     assert done.stdout.strip() == "[]", done.stderr[-500:]
@@ -307,6 +308,27 @@ def test_summary_is_json_and_holds_what_a_gate_needs() -> None:
     assert [row["check"] for row in text["findings"]] == [finding.check for finding in record.findings]
     assert all(set(row["criterion"]) <= {"at_most", "at_least"} and len(row["criterion"]) == 1 for row in text["findings"])
     assert text["files"] == ["r.json"]
+
+
+def test_components_are_listed_with_what_the_last_run_made_of_them() -> None:
+    references = tuple(Reference(f"images/{index}.png", 1.0, (0, 0, 8, 8)) for index in range(3))
+    rows = [
+        ComponentRow("layer4", 7, False, {"melanoma": 0.125}, references, 0.5),
+        ComponentRow("layer4", 9, True, {"melanoma": 0.0}, (), -0.25),
+    ]
+    assigned: dict[tuple[str, int], str | None] = {("layer4", 7): "ruler", ("layer4", 9): None}
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    screen.print_components(rows, "melanoma", assigned, console)
+    heading, first, second, note = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert heading.split() == ["layer", "component", "similarity", "relevance", "concept", "first", "reference", "samples"]
+    assert first.split() == ["layer4", "7", "0.50", "12.5", "%", "ruler", "0.png", "1.png", "2.png"]
+    assert second.split() == ["layer4", "9", "-0.25", "0.0", "%", "–", "never", "active"]
+    assert "melanoma" in note
+
+    values = json.loads(json.dumps(screen.component_values(rows, assigned)))
+    assert [value["assigned"] for value in values] == ["ruler", None]
+    assert "assigned" not in screen.component_values(rows, None)[0]
+    assert values[0]["references"][2]["sample"] == "images/2.png"
 
 
 # -- demonstration ------------------------------------------------------------------------------------------------------------
