@@ -9,6 +9,7 @@ from semlens_audit.wording import (
     GLYPHS,
     ROLES,
     STATES,
+    capital,
     count,
     format_date,
     format_measured,
@@ -34,7 +35,7 @@ def system(record: AuditRecord) -> System:
         defined = list(concept.descriptions)
         if concept.examples:
             defined.append(count(concept.examples, "example image"))
-        rows.append((concept.label, role, "; ".join(defined) or DASH, concept.hazard or DASH, concept.source or DASH))
+        rows.append((capital(concept.label), role, "; ".join(defined) or DASH, concept.hazard or DASH, concept.source or DASH))
     table = Table("Concepts declared in the spec", ("Concept", "A decision", "Defined by", "Hazard", "Source"), tuple(rows))
     return System(record.subject.intended_purpose or "The audit file states no intended purpose.", record.purpose, table)
 
@@ -77,7 +78,7 @@ def _validity(record: AuditRecord) -> Table:
     null = {(layer.layer, entry.concept): entry for layer in record.layers for entry in layer.calibration}
     rows = []
     for concept in record.concepts:
-        cells = [concept.label, _area(concept.presence_auroc), _area(concept.probe_auroc)]
+        cells = [capital(concept.label), _area(concept.presence_auroc), _area(concept.probe_auroc)]
         for layer in record.layers:
             entry = null.get((layer.layer, concept.id))
             cells.append(

@@ -31,6 +31,7 @@ from semlens_audit.wording import (
     NARROW,
     STATES,
     Unit,
+    capital,
     count,
     format_criterion,
     format_date,
@@ -118,7 +119,7 @@ class _Checks:
 
     def label(self, finding: Finding) -> str:
         """What tells a result from the others of its check."""
-        return finding.layer or join([self.labels[name] for name in finding.concepts]) or finding.class_name
+        return finding.layer or capital(join([self.labels[name] for name in finding.concepts])) or finding.class_name
 
     def result(self, finding: Finding, labelled: bool = False, width: int = _TABLE_WIDTH) -> ResultRow:
         """One result with its figure."""
@@ -174,7 +175,7 @@ class _Checks:
         ]
         named = list(dict.fromkeys(self.labels[name] for finding in check.findings for name in finding.concepts))
         if named:
-            facts.append(Fact("Concepts", join(named)))
+            facts.append(Fact("Concepts", capital(join(named))))
         facts.append(Fact("Severity", first.severity))
         if first.supports:
             facts.append(Fact("Supports evidence for", "; ".join(first.supports)))
@@ -216,7 +217,7 @@ def _summary_checks(checks: _Checks, room: float) -> tuple[tuple[CheckRow, ...],
         wanted = [f for f in worst if f.state != "satisfied"] if attention else worst[:1]
         row = checks.row(check, wanted[:_SUMMARY_PER_CHECK], labelled=True)
         head = f"{row.statement} {row.class_name} {row.severity} {row.criterion} {row.hidden}"
-        room -= _CHECK + _CHECK_LINE * (_lines(head, 105) - 1) + _RESULT * (len(row.results) - 1) + _LABELLED
+        room -= _CHECK + _CHECK_LINE * (_lines(head, 125) - 1) + _RESULT * (len(row.results) - 1) + _LABELLED
         if room < 0 and rows:
             break
         rows.append(row)
@@ -227,15 +228,18 @@ def _summary_checks(checks: _Checks, room: float) -> tuple[tuple[CheckRow, ...],
 
 
 def _agreement(record: AuditRecord) -> tuple[str, ...]:
-    """Sentences on the agreement of both lines that concern a concept some result speaks against."""
+    """Sentences on the agreement of both lines that concern a concept some result speaks against, the gravest first."""
     labels = {concept.id: concept.label for concept in record.concepts}
-    open_ones = {
-        labels[finding.concepts[0]]
-        for finding in record.findings
-        if finding.state != "satisfied" and len(finding.concepts) == 1
-    }
+    gravest: dict[str, int] = {}
+    for finding in record.findings:
+        if finding.state != "satisfied" and len(finding.concepts) == 1:
+            name = labels[finding.concepts[0]]
+            gravest[name] = min(gravest.get(name, len(_ORDER)), _ORDER[finding.state])
     chosen = [
-        line for line in record.verdict.agreement if any(line.startswith((f"{name}:", f"{name} (")) for name in open_ones)
+        line
+        for name in sorted(gravest, key=lambda name: gravest[name])
+        for line in record.verdict.agreement
+        if line.startswith((f"{name}:", f"{name} ("))
     ]
     return tuple(chosen[:_SUMMARY_AGREEMENT])
 
@@ -295,7 +299,7 @@ def _summary(record: AuditRecord, checks: _Checks) -> Summary:
     ]
     agreement = _agreement(record)
     if agreement:
-        facts.append(Fact("Do both ways agree", " ".join(agreement)))
+        facts.append(Fact("Do both ways agree", " ".join(map(capital, agreement))))
     room = _PAGE - _TITLE - _TABLE - _MORE - _PERSONS - _PERSON * max(1, len(record.responsible))
     room -= _HEADLINE * _lines(verdict.headline, 85) + sum(_FACT + _LINE * _lines(fact.text, 105) for fact in facts)
     rows, caption, more = _summary_checks(checks, room)

@@ -6,13 +6,15 @@ from collections.abc import Iterable, Sequence
 
 from semlens_audit.pages import ComponentView, EvidenceGroup, Pointer, ReferenceView
 from semlens_audit.records import AuditRecord, ClassLayer, ComponentRecord, Finding
-from semlens_audit.wording import format_estimate, format_number, format_value
+from semlens_audit.wording import capital, format_estimate, format_number, format_value
 
 __all__ = ["Gallery", "role_of"]
 
 _REFERENCES = 6
 _UNEXPLAINED = 3
 _MEANING = 6
+_SLIGHT = 0.002
+"""Components of a smaller share are not worth a picture where no result rests on them."""
 _LEANING = 0.2
 NO_CONCEPT = "no declared concept"
 
@@ -53,9 +55,11 @@ class Gallery:
         groups: list[EvidenceGroup] = []
         for name in dict.fromkeys(name for finding in findings if finding.layer is None for name in finding.concepts):
             for place in self.record.class_layers:
-                chosen = [component for component in place.components if component.assigned == name and component.share > 0]
+                chosen = [
+                    component for component in place.components if component.assigned == name and component.share > _SLIGHT
+                ]
                 if chosen and any(finding.class_name == place.class_name for finding in findings):
-                    title = f"{self.labels[name]}: components of {place.layer} that mean it"
+                    title = f"{capital(self.labels[name])}: components of {place.layer} that mean it"
                     groups.append(self.group(place, chosen[:_MEANING], limit, title))
         return tuple(groups)
 
@@ -110,7 +114,7 @@ class Gallery:
             anchor=anchor,
             title=f"Component {component.component} of {place.layer}",
             share=self._share(component),
-            concept=self._concept(component),
+            concept=capital(self._concept(component)),
             role=role_of(self.record, component.assigned, place.class_name),
             facts=self._facts(component, place.class_name),
             references=references,

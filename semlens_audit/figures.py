@@ -329,15 +329,14 @@ def scatter(
         f'<text x="14" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 14 {middle:.1f})" '
         f'style="fill:{palette.ink};font-size:12px;{_FONT}">best alignment with a spurious concept (z)</text>'
     )
-    biggest = max((point.share for point in points), default=1.0) or 1.0
     ordered = sorted(points, key=lambda point: -point.share)
     for point in ordered:
-        radius = _radius(point, biggest)
+        radius = _radius(point)
         body += (
             f'<circle cx="{across(point.x):.1f}" cy="{down(point.y):.1f}" r="{radius:.1f}" '
             f'style="fill:{palette.role(point.role)};fill-opacity:.72;stroke:{palette.paper};stroke-width:.8"/>'
         )
-    body += _labels(ordered[:labelled], across, down, biggest, palette, left + wide)
+    body += _labels(ordered[:labelled], across, down, palette, left + wide)
     return _svg(size, height, body, alt, palette)
 
 
@@ -350,15 +349,15 @@ def _haloed(x: float, y: float, text: str, palette: Palette, anchor: str) -> str
     )
 
 
-def _radius(point: Point, biggest: float) -> float:
-    return 1.6 + 15 * (point.share / biggest) ** 0.5
+def _radius(point: Point) -> float:
+    """Area in proportion to the share, on the same scale in every plot; the smallest stay visible."""
+    return min(max(1.3, 45 * point.share**0.5), 30)
 
 
 def _labels(
     points: Sequence[Point],
     across: Callable[[float], float],
     down: Callable[[float], float],
-    biggest: float,
     palette: Palette,
     edge: float,
 ) -> str:
@@ -366,7 +365,7 @@ def _labels(
     taken: list[tuple[float, float, float]] = []
     body = ""
     for point in points:
-        radius, length = _radius(point, biggest), 6.0 * len(point.label)
+        radius, length = _radius(point), 6.0 * len(point.label)
         flip = across(point.x) + radius + length + 6 > edge
         x = across(point.x) - radius - 4 - length if flip else across(point.x) + radius + 4
         for shift in (0, -13, 13, -26, 26):

@@ -201,6 +201,8 @@ class EffectRow:
     role_words: str
     reliances: tuple[str, ...]
     """Per layer, in the order of `Lines.layers`."""
+    source: str
+    """Who says which image holds the concept."""
     effect: str
     reason: str
     """Why there is no effect; empty if there is one."""

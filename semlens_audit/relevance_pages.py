@@ -8,7 +8,7 @@ from semlens_audit.evidence_pages import Gallery, role_of
 from semlens_audit.figures import Domain, Palette, Point, Segment, axis, interval_line, scatter, stacked
 from semlens_audit.pages import ClassCoverage, ConceptRow, EffectRow, LegendEntry, Lines, Table
 from semlens_audit.records import AuditRecord, ClassLayer, ComponentRecord, EffectRecord, Measurement, State
-from semlens_audit.wording import DASH, ROLE_WORDS, count, format_measured, format_value
+from semlens_audit.wording import DASH, ROLE_WORDS, capital, count, format_measured, format_value
 
 __all__ = ["coverage", "lines"]
 
@@ -30,11 +30,13 @@ def lines(record: AuditRecord, palette: Palette) -> Lines:
     ends = [end for e in record.effects if e.effect.interval for end in (e.effect.interval.low, e.effect.interval.high)]
     domain = Domain.over("logits", ends)
     rows = tuple(_effect(record, palette, effect, layers, domain) for effect in record.effects)
-    return Lines(record.verdict.agreement, layers, axis(domain, palette, _EFFECT_WIDTH), rows, _presence(record))
+    return Lines(
+        tuple(map(capital, record.verdict.agreement)), layers, axis(domain, palette, _EFFECT_WIDTH), rows, _presence(record)
+    )
 
 
 def _effect(record: AuditRecord, palette: Palette, effect: EffectRecord, layers: Sequence[str], domain: Domain) -> EffectRow:
-    label = record.concept(effect.concept).label
+    label = capital(record.concept(effect.concept).label)
     places = {place.layer: place for place in record.class_layers if place.class_name == effect.class_name}
     reliances = tuple(
         format_measured(places[layer].concepts[effect.concept])
@@ -58,6 +60,7 @@ def _effect(record: AuditRecord, palette: Palette, effect: EffectRecord, layers:
         role=role,
         role_words=ROLE_WORDS[role],
         reliances=reliances,
+        source=effect.presence.source,
         effect=measured,
         reason=effect.effect.not_measured or "",
         figure=interval_line(effect.effect, state, None, domain, palette, f"{label}: {measured}.", _EFFECT_WIDTH),
@@ -67,9 +70,9 @@ def _effect(record: AuditRecord, palette: Palette, effect: EffectRecord, layers:
 def _presence(record: AuditRecord) -> Table:
     """Counts that the behavioural effects rest on."""
     names = list(dict.fromkeys(name for effect in record.effects for name in effect.presence.present))
-    seen: dict[str, EffectRecord] = {}
+    seen: dict[tuple[str, str], EffectRecord] = {}
     for effect in record.effects:
-        seen.setdefault(effect.concept, effect)
+        seen.setdefault((effect.concept, effect.presence.source), effect)
     rows = []
     for effect in seen.values():
         presence = effect.presence
@@ -77,7 +80,7 @@ def _presence(record: AuditRecord) -> Table:
         source = (
             presence.source if presence.separability is None else f"{presence.source}, separability {presence.separability:.2f}"
         )
-        rows.append((record.concept(effect.concept).label, source, *cells))
+        rows.append((capital(record.concept(effect.concept).label), source, *cells))
     return Table(
         "Images with / without each concept, by class",
         ("Concept", "Presence according to", *names),
@@ -103,7 +106,7 @@ def _coverage(record: AuditRecord, palette: Palette, gallery: Gallery, place: Cl
     carried = {name: sum(component.assigned == name for component in place.components) for name in place.concepts}
     rows = []
     for name, part in sorted(place.concepts.items(), key=lambda item: -(item[1].value or 0.0)):
-        role, label, text = role_of(record, name, place.class_name), record.concept(name).label, format_measured(part)
+        role, label, text = role_of(record, name, place.class_name), capital(record.concept(name).label), format_measured(part)
         figure = interval_line(part, None, None, domain, palette, f"{label}: {text}.", _WIDTH, bar=role)
         rows.append(ConceptRow(label, role, ROLE_WORDS[role], text, figure, f"{carried[name]:,}"))
     plotted = place.components[:_PLOTTED]

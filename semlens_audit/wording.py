@@ -17,6 +17,7 @@ __all__ = [
     "NARROW",
     "ROLES",
     "ROLE_WORDS",
+    "capital",
     "STATES",
     "Unit",
     "count",
@@ -174,6 +175,11 @@ def format_date(created: str) -> str:
 def count(number: int, singular: str, plural: str | None = None) -> str:
     """``1 check``, ``12 checks``, ``1,200 checks``."""
     return f"{number:,}{NARROW}{singular if number == 1 else plural or singular + 's'}"
+
+
+def capital(text: str) -> str:
+    """`text` with a capital first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def join(parts: list[str] | tuple[str, ...]) -> str:
