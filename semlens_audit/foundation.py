@@ -294,7 +294,7 @@ def _load_open_clip(plan: AuditPlan, sha256: str) -> Foundation:
         )
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
         raise SubjectError(
             "bad-foundation-model",
             f"open_clip cannot load the foundation model: {first}",

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semlens_audit import explore, index
+from semlens_audit.data import open_data
+from semlens_audit.errors import StoreError, SubjectError, UsageError
+from semlens_audit.evidence import Evidence
+from semlens_audit.foundation import load_foundation
+from semlens_audit.images import read_image
+from semlens_audit.plan import AuditPlan
+from semlens_audit.store import Store
+from tests.unit import index_world as world
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditPlan]:
+    import torch
+
+    from semlens_audit import stages
+
+    threads, before = torch.get_num_threads(), stages.NULL_CROPS
+    torch.set_num_threads(1)
+    stages.NULL_CROPS = 40
+    made = world.plan(world.write_world(tmp_path_factory.mktemp("explore"), dead=1))
+    index.build(made)
+    yield made
+    stages.NULL_CROPS = before
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def evidence(plan: AuditPlan) -> Iterator[Evidence]:
+    with Store.open(Path(plan.audit_file).parent / "store.duckdb", read_only=True) as store:
+        found = index.load_evidence(plan, open_data(plan), store)
+        assert found is not None
+        yield found
+
+
+class TestComponents:
+    def test_are_ordered_by_their_share_of_the_class(self, plan: AuditPlan, evidence: Evidence) -> None:
+        rows = explore.components(plan, layer="layer3", class_name="nevus", top=4)
+        layer = evidence.layers[1]
+        magnitude = np.abs(layer.relevance[evidence.labels == 0, 1].astype(np.float64))
+        share = np.mean([row / row.sum() for row in magnitude if row.sum() > 0], axis=0)
+        assert [row.component for row in rows] == np.argsort(-share, kind="stable")[:4].tolist()
+        assert [row.share["nevus"] for row in rows] == pytest.approx(np.sort(share)[::-1][:4].tolist())
+        first = rows[0].references[0]
+        assert first.sample == evidence.paths[layer.reference_ids[rows[0].component, 0]]
+        assert first.box == tuple(layer.boxes[rows[0].component, 0].tolist())
+        assert all(row.similarity is None for row in rows)
+
+    def test_without_a_layer_lists_each(self, plan: AuditPlan) -> None:
+        rows = explore.components(plan, top=2)
+        assert [row.layer for row in rows] == ["layer1", "layer1", "layer3", "layer3"]
+        every = explore.components(plan, layer="layer1", top=99)
+        assert {row.component: row.dead for row in every} == {k: k == 1 for k in range(4)}
+        assert next(row for row in every if row.dead).references == ()
+
+    def test_unknown_names(self, plan: AuditPlan) -> None:
+        with pytest.raises(UsageError) as caught:
+            explore.components(plan, layer="layer9")
+        assert caught.value.slug == "unknown-layer"
+        with pytest.raises(UsageError) as caught:
+            explore.components(plan, class_name="wart")
+        assert caught.value.slug == "unknown-class"
+
+    def test_without_an_index(self, plan: AuditPlan, tmp_path: Path) -> None:
+        with pytest.raises(StoreError) as caught:
+            explore.components(world.plan(world.write_world(tmp_path)))
+        assert caught.value.slug == "store-missing"
+        other = world.plan(Path(plan.audit_file).parent, world.audit(seed=77))
+        with pytest.raises(StoreError) as caught:
+            explore.components(other)
+        assert caught.value.slug == "index-incomplete"
+
+
+class TestSearch:
+    def test_by_text_is_the_cosine_with_the_difference_to_the_empty_prompt(self, plan: AuditPlan, evidence: Evidence) -> None:
+        rows = explore.search(plan, text="a green dot", top=50)
+        foundation = load_foundation(plan)
+        texts = foundation.embed_texts(["a green dot", "a photo of a green dot", "", "a photo of "]).astype(np.float64)
+        query = (texts[:2] - texts[2:]).mean(axis=0)
+        wanted = []
+        for layer in evidence.layers:
+            for k in np.flatnonzero(~layer.dead):
+                theta = layer.embeddings[k].astype(np.float64).mean(axis=0)
+                cosine = float(theta @ query / np.linalg.norm(theta) / np.linalg.norm(query))
+                wanted.append((cosine, layer.layer, int(k)))
+        wanted.sort(key=lambda hit: -hit[0])
+        assert [row.similarity for row in rows] == pytest.approx([hit[0] for hit in wanted], abs=1e-5)
+        assert {(row.layer, row.component) for row in rows} == {hit[1:] for hit in wanted}
+        assert [row.similarity for row in explore.search(plan, text="a green dot", top=3)] == [
+            row.similarity for row in rows[:3]
+        ]
+
+    def test_by_image_finds_the_component_that_shows_it(self, plan: AuditPlan, evidence: Evidence) -> None:
+        image = Path(plan.audit_file).parent / "images" / "nevus" / "000.png"
+        rows = explore.search(plan, image=image, layer="layer1", top=50)
+        layer = evidence.layers[0]
+        centre = layer.null_embeddings.astype(np.float64).mean(axis=0)
+        query = load_foundation(plan).embed_images([read_image(image)])[0].astype(np.float64) - centre
+        for row in rows:
+            theta = layer.embeddings[row.component].astype(np.float64).mean(axis=0) - centre
+            cosine = theta @ query / np.linalg.norm(theta) / np.linalg.norm(query)
+            assert row.similarity == pytest.approx(float(cosine), abs=1e-4)
+        assert {row.layer for row in rows} == {"layer1"}
+
+    def test_needs_exactly_one_query(self, plan: AuditPlan) -> None:
+        for more in ({}, {"text": "x", "image": Path("y.png")}):
+            with pytest.raises(UsageError) as caught:
+                explore.search(plan, **more)
+            assert caught.value.slug == "one-query"
+
+    def test_text_needs_a_text_tower(self, tmp_path: Path) -> None:
+        folder = world.write_world(tmp_path)
+        values = world.audit(
+            layers=["layer3"],
+            foundation_model={
+                "source": "timm",
+                "name": "resnet18",
+                "weights": "small.safetensors",
+                "arguments": {"channels": list(world.CHANNELS), "num_classes": 2},
+                "preprocessing": {"size": 32},
+            },
+        )
+        plan = world.plan(folder, values)
+        index.build(plan)
+        with pytest.raises(SubjectError) as caught:
+            explore.search(plan, text="a ruler")
+        assert caught.value.slug == "no-text-tower"
+        assert explore.search(plan, image=folder / "examples" / "a.png", top=1)[0].similarity is not None
