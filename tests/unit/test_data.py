@@ -76,7 +76,9 @@ def test_images_without_folder_of_a_class(plan_of, image_folder):
         open_data(plan_of())
 
 
-@pytest.mark.parametrize(("path", "slug"), [("nowhere", "missing-data"), ("images/a/0.png", "missing-data"), ("empty", "no-images")])
+@pytest.mark.parametrize(
+    ("path", "slug"), [("nowhere", "missing-data"), ("images/a/0.png", "missing-data"), ("empty", "no-images")]
+)
 def test_bad_folder(plan_of, image_folder, tmp_path, path, slug):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError) as caught:
@@ -197,8 +199,13 @@ def test_classes_from_a_json_list(plan_of, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "slug"),
-    [("{}", "unreadable-classes"), ("[1]", "unreadable-classes"), ("[", "unreadable-classes"), ('["x", "x"]', "duplicate-class"),
-     ('["x"]', "too-few-classes")],
+    [
+        ("{}", "unreadable-classes"),
+        ("[1]", "unreadable-classes"),
+        ("[", "unreadable-classes"),
+        ('["x", "x"]', "duplicate-class"),
+        ('["x"]', "too-few-classes"),
+    ],
 )
 def test_bad_list_of_classes(plan_of, tmp_path, text, slug):
     (tmp_path / "classes.json").write_text(text)
@@ -308,7 +315,9 @@ def test_truncated_jpeg_is_refused(tmp_path):
     assert str(tmp_path / "x.jpg") in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "slug"), [(b"", "empty-image"), (b"not an image", "unreadable-image"), (None, "missing-image")])
+@pytest.mark.parametrize(
+    ("content", "slug"), [(b"", "empty-image"), (b"not an image", "unreadable-image"), (None, "missing-image")]
+)
 def test_files_that_are_no_image(tmp_path, content, slug):
     if content is not None:
         (tmp_path / "x.png").write_bytes(content)

@@ -17,8 +17,9 @@ from semlens_audit.plan import ModelSource, Preprocessing
 from semlens_audit.subject import load_subject, make_view, normalise, subject_digest
 from semlens_audit.weights import state_digest
 
-import timm  # isort: skip
-from torchvision.transforms import v2  # isort: skip
+# isort: split
+import timm
+from torchvision.transforms import v2
 
 CHANNELS = (8, 8, 8, 8)
 
