@@ -51,7 +51,7 @@ unit: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q
 
 test: $(VENV)/installed pango lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --cov --cov-report=term
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks.bench
