@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit import scores
-from semlens_audit.calibration import Calibration, assign, calibrate, concept_z, critical_z, false_discovery_mask
+from semlens_audit.calibration import Calibration, assign, calibrate, concept_z, critical_z, excess, false_discovery_mask
 from semlens_audit.digest import digest
 from semlens_audit.errors import DataError, SpecError
 from semlens_audit.evidence import Evidence, LayerEvidence
@@ -133,7 +133,7 @@ def assign_layer(plan: AuditPlan, evidence: Evidence, source: LayerEvidence) -> 
     z = concept_z(aligned, null, probes)
     significant = false_discovery_mask(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
     cut = critical_z(significant, eligible, least=settings.significance, rate=settings.false_discovery_rate)
-    assigned = np.where(eligible, assign(z, significant), -1)
+    assigned = np.where(eligible, assign(excess(aligned, null, probes), significant), -1)
     rng = generator(plan, "references", source.layer)
     assigned_draws = np.full((settings.bootstrap, len(embeddings)), -1, dtype=np.int16)
     clarity_draws = np.zeros((settings.bootstrap, len(embeddings)), dtype=np.float32)
@@ -142,8 +142,8 @@ def assign_layer(plan: AuditPlan, evidence: Evidence, source: LayerEvidence) -> 
         weights = rng.standard_exponential((len(embeddings[part]), settings.bootstrap, slots), dtype=np.float32)
         weights *= present[part][:, None, :]
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
-        drawn = concept_z(resampled_alignment(embeddings[part], weights, probes), null, probes)
-        chosen = assign(drawn, drawn >= cut)
+        drawn = resampled_alignment(embeddings[part], weights, probes)
+        chosen = assign(excess(drawn, null, probes), concept_z(drawn, null, probes) >= cut)
         assigned_draws[:, part] = np.where(eligible[part][:, None], chosen, -1).T
         clarity_draws[:, part] = resampled_clarity(embeddings[part], weights).T
     best = _best_alignment(aligned, null, probes)

@@ -13,7 +13,7 @@ import numpy as np
 from semlens_audit.scores import EPSILON, ProbeSet, alignment
 from semlens_audit.statistics import benjamini_hochberg, normal_tail
 
-__all__ = ["Calibration", "assign", "calibrate", "concept_z", "critical_z", "false_discovery_mask"]
+__all__ = ["Calibration", "assign", "calibrate", "concept_z", "critical_z", "excess", "false_discovery_mask"]
 
 
 @dataclass(frozen=True)
@@ -136,20 +136,41 @@ def critical_z(significant: np.ndarray, eligible: np.ndarray, *, least: float, r
     return max(least, NormalDist().inv_cdf(1.0 - step))
 
 
-def assign(z: np.ndarray, significant: np.ndarray) -> np.ndarray:
-    """Concept of the highest significant z, or -1.
+def excess(values: np.ndarray, calibration: Calibration, probes: ProbeSet) -> np.ndarray:
+    """Alignment above what random reference sets reach, for each concept.
 
     Parameters
     ----------
-    z, significant
-        (..., J)
+    values
+        (..., P) alignments.
+
+    Returns
+    -------
+    numpy.ndarray
+        (..., J), in units of the cosine: the largest ``alignment - null mean`` over a concept's probes.
+    """
+    return _largest(values - calibration.mean, probes)
+
+
+def assign(ranking: np.ndarray, significant: np.ndarray) -> np.ndarray:
+    """The best aligned among the significant concepts, or -1.
+
+    Significance says *whether* a component means a concept, the excess alignment which one it means most: z alone would favour
+    concepts of which random sets differ little.
+
+    Parameters
+    ----------
+    ranking
+        (..., J) excess alignment.
+    significant
+        (..., J) bool
 
     Returns
     -------
     numpy.ndarray
         (...) int64; ties go to the concept that the spec names first.
     """
-    if z.shape[-1] == 0:
-        return np.full(z.shape[:-1], -1, dtype=np.int64)
-    masked = np.where(significant, z, -np.inf)
+    if ranking.shape[-1] == 0:
+        return np.full(ranking.shape[:-1], -1, dtype=np.int64)
+    masked = np.where(significant, ranking, -np.inf)
     return np.where(significant.any(axis=-1), masked.argmax(axis=-1), -1)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -57,8 +58,8 @@ class _Cached(BaseModel):
 
     measurements: Measurements
     images: dict[str, str]
-    subject: dict[str, str | int]
-    foundation: dict[str, str | int | bool]
+    subject: dict[str, Any]
+    foundation: dict[str, Any]
 
 
 def run(

@@ -74,14 +74,16 @@ def build(
     store.log("index", {"audit": plan.audit.audit, "stages": sorted(lacking)})
     if "images" in lacking:
         _verify(data, store, inputs["images"], progress)
-    if any(name.partition(":")[0] in {"outputs", "references", "crops", "relevance"} for name in lacking):
+    if any(name.partition(":")[0] in {"outputs", "references", "relevance", "selection", "crops"} for name in lacking):
         from semlens_audit.crops import crop_pass
         from semlens_audit.passes import forward_pass, relevance_pass
+        from semlens_audit.selection import select_references
         from semlens_audit.subject import load_subject
 
         subject = load_subject(plan, allow_code=allow_code)
         forward_pass(plan, data, store, subject, inputs, progress)
         relevance_pass(plan, data, store, subject, inputs, progress)
+        select_references(plan, store, inputs)
         crop_pass(plan, data, store, subject, inputs, progress)
         del subject
     if any(name.partition(":")[0] in {"foundation", "views", "embeddings", "null", "probes"} for name in lacking):
@@ -122,7 +124,8 @@ class StoredLayer(LayerEvidence):
     def __init__(self, store: Store, name: str, keys: dict[str, str], audited: tuple[int, ...], slots: int) -> None:
         found = store.arrays("SELECT dead FROM component WHERE stage = ? ORDER BY component", (keys[f"references:{name}"],))
         rows = store.arrays(
-            "SELECT component, rank, sample, activation FROM reference WHERE stage = ?", (keys[f"references:{name}"],)
+            "SELECT component, rank, sample, activation FROM reference WHERE stage = ?",
+            (keys.get(f"selection:{name}", keys[f"references:{name}"]),),
         )
         boxes = store.arrays("SELECT component, rank, x0, y0, x1, y1 FROM crop WHERE stage = ?", (keys[f"crops:{name}"],))
         shape = (len(found["dead"]), slots)

@@ -249,6 +249,9 @@ class MeasurementSettings(_Asked):
     """How the quantities are measured; every value is recorded in the report."""
 
     reference_samples: int = Field(default=30, ge=2, le=1000)
+    selection: Literal["relevance", "activation"] = "relevance"
+    """What makes a sample one of a component's reference samples: the size of the component's relevance for an audited class
+    (relevance maximisation), or its pooled activation (activation maximisation, as in SemanticLens)."""
     pooling: Literal["max", "mean"] = "max"
     attribution: Literal["lrp", "activation_x_gradient"] = "lrp"
     crop_blur: int = Field(default=51, ge=1, le=501)

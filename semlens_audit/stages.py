@@ -72,9 +72,9 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     -------
     dict
         stage -> inputs. ``images`` (every image decodes), ``outputs``, ``references:LAYER``, ``crops:LAYER``,
-        ``relevance:LAYER``, ``foundation`` (facts about the foundation model on this data; its key names the pool of region
-        embeddings), ``views`` (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random
-        crops), ``probes``.
+        ``relevance:LAYER``, ``selection:LAYER`` (reference samples by relevance, where the audit asks for them),
+        ``foundation`` (facts about the foundation model on this data; its key names the pool of region embeddings), ``views``
+        (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops), ``probes``.
     """
     audit, settings = plan.audit, plan.audit.measurement
     view = audit.subject.preprocessing
@@ -107,9 +107,26 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
             "m": settings.reference_samples,
             "code": _code(*_MODEL, "components.py"),
         }
+        relevance = {
+            "stage": "relevance",
+            **model,
+            "layer": layer,
+            "attribution": settings.attribution,
+            "classes": list(audited_classes(plan)),
+            "code": _code(*_MODEL, *_ATTRIBUTION),
+        }
+        chosen = references
+        if settings.selection == "relevance":
+            chosen = {
+                "stage": "selection",
+                "relevance": digest(relevance),
+                "m": settings.reference_samples,
+                "code": _code("components.py", "selection.py"),
+            }
+            inputs[f"selection:{layer}"] = chosen
         crops = {
             "stage": "crops",
-            "references": digest(references),
+            "references": digest(chosen),
             "attribution": settings.attribution,
             "blur": settings.crop_blur,
             "threshold": settings.crop_threshold,
@@ -119,14 +136,7 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
         }
         inputs[f"references:{layer}"] = references
         inputs[f"crops:{layer}"] = crops
-        inputs[f"relevance:{layer}"] = {
-            "stage": "relevance",
-            **model,
-            "layer": layer,
-            "attribution": settings.attribution,
-            "classes": list(audited_classes(plan)),
-            "code": _code(*_MODEL, *_ATTRIBUTION),
-        }
+        inputs[f"relevance:{layer}"] = relevance
         inputs[f"embeddings:{layer}"] = {"stage": "embeddings", "crops": digest(crops), "pool": pool}
         inputs[f"null:{layer}"] = {
             "stage": "null",

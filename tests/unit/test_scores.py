@@ -216,10 +216,10 @@ def test_critical_z_parts_significant_from_insignificant(seed: int) -> None:
         assert open_pairs.max() < cut + 1e-6
 
 
-def test_assignment_takes_the_highest_significant_concept_once() -> None:
-    z = np.array([[5.0, 7.0, 9.0], [5.0, 7.0, 9.0], [4.0, 4.0, 1.0]])
+def test_assignment_takes_the_best_aligned_significant_concept_once() -> None:
+    ranking = np.array([[5.0, 7.0, 9.0], [5.0, 7.0, 9.0], [4.0, 4.0, 1.0]])
     significant = np.array([[True, True, False], [False, False, False], [True, True, False]])
-    assert assign(z, significant).tolist() == [1, -1, 0]
+    assert assign(ranking, significant).tolist() == [1, -1, 0]
 
 
 @given(st.integers(0, 10_000))
