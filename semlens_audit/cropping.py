@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 __all__ = ["box", "boxes"]
 
@@ -12,7 +13,7 @@ _REFERENCE_SIZE = 224
 
 
 @lru_cache(maxsize=8)
-def _blur_matrix(size: int, blur: int) -> np.ndarray:
+def _blur_matrix(size: int, blur: int) -> torch.Tensor:
     """(S, S) float32 matrix that blurs a column with a Gaussian kernel of `blur` px at 224 px, mirrored at the border.
 
     Width and standard deviation are those of torchvision's ``gaussian_blur``, which SemanticLens uses.
@@ -28,7 +29,7 @@ def _blur_matrix(size: int, blur: int) -> np.ndarray:
             column = abs(row + offset)
             column = 2 * (size - 1) - column if column >= size else column
             matrix[row, column] += weight
-    return matrix.astype(np.float32)
+    return torch.from_numpy(matrix.astype(np.float32))
 
 
 def boxes(heat: np.ndarray, blur: int = 51, threshold: float = 0.01, minimum: int = 32) -> np.ndarray:
@@ -58,7 +59,10 @@ def boxes(heat: np.ndarray, blur: int = 51, threshold: float = 0.01, minimum: in
     matrix = _blur_matrix(size, blur)
     largest = np.abs(heat).reshape(batch, -1).max(axis=1, initial=0.0)
     scaled = heat / np.where(largest > 0, largest, 1.0)[:, None, None]
-    blurred = np.abs(np.matmul(np.matmul(matrix, scaled), matrix.T))
+    # Rows, then columns, each in one product of large matrices.
+    across = (torch.from_numpy(scaled).reshape(batch * size, size) @ matrix.T).reshape(batch, size, size)
+    blurred = (across.transpose(1, 2).reshape(batch * size, size) @ matrix.T).abs_().reshape(batch, size, size).numpy()
+    blurred = blurred.transpose(0, 2, 1)
     peak = blurred.reshape(batch, -1).max(axis=1, initial=0.0)
     kept = blurred > (threshold * peak)[:, None, None]
     columns, rows = kept.any(axis=1), kept.any(axis=2)

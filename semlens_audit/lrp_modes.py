@@ -316,7 +316,7 @@ class Propagate(TorchFunctionMode):
                     transposed="transpose" in func.__name__,
                     groups=_groups(func, args, kwargs),
                 )
-            pull = pull_convolution(args, kwargs) if func.__name__ == "conv2d" else None
+            pull = pull_convolution(args, kwargs, flat=first) if func.__name__ == "conv2d" else None
             operation = Operation(
                 lambda v, w, b: func(v, w, b, *rest, **bound), FLAT if first else ZPLUS, weight, bias, pull
             )

@@ -209,8 +209,13 @@ class Summed(torch.autograd.Function):
         return (part * left).sum_to_size(left.shape), (part * right).sum_to_size(right.shape)
 
 
-def pull_convolution(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., torch.Tensor] | None:
-    """The gradient of a 2-d convolution with respect to its input, called directly; none for padding given by name."""
+def pull_convolution(
+    args: Sequence[Any], kwargs: Mapping[str, Any], *, flat: bool = False
+) -> Callable[..., torch.Tensor] | None:
+    """The gradient of a 2-d convolution with respect to its input, called directly; none for padding given by name.
+
+    With `flat`, all weights are one: channels of the output may be added up first, and those of the input are all alike.
+    """
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     bound = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **bind(names, args, kwargs)}
     if isinstance(bound["padding"], str):
@@ -222,10 +227,13 @@ def pull_convolution(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable
     groups = bound["groups"]
 
     def pull(gradient: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        channels = value.shape[1]
+        if flat and groups == 1:
+            gradient, value, weight = gradient.sum(dim=1, keepdim=True), value[:, :1], weight[:1, :1]
         result: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
             gradient, value, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
         )
-        return result[0]
+        return result[0].expand(-1, channels, -1, -1) if flat and groups == 1 else result[0]
 
     return pull
 
