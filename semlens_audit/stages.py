@@ -24,7 +24,7 @@ THUMBNAILS = 8
 """Reference samples of each component that get pictures."""
 
 _MODEL = ("subject.py", "networks.py", "weights.py", "images.py")
-_ATTRIBUTION = ("attribution.py", "components.py", "lrp*.py", "canon*.py")
+_ATTRIBUTION = ("attribution.py", "components.py", "cropping.py", "lrp*.py")
 
 
 @cache

@@ -112,7 +112,10 @@ TABLES: tuple[Table, ...] = (
             "component": _COMPONENT,
             "rank": _RANK,
             "sample": _SAMPLE,
-            "activation": ("DOUBLE NOT NULL", "pooled activation of the component on the sample"),
+            "activation": (
+                "DOUBLE NOT NULL",
+                "what the sample was chosen by: the component's pooled activation on it, or the size of its relevance",
+            ),
         },
         ("stage", "component", "rank"),
     ),

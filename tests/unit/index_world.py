@@ -117,7 +117,7 @@ def spec(**changes: Any) -> dict[str, Any]:
                 "concepts": ["ruler"],
                 "statement": "No ruler.",
                 "criterion": {"at_most": 0.2},
-                "rationale": "A reason.",
+                "rationale": "Chosen so that the test has a threshold.",
             }
         ],
     } | changes
