@@ -90,6 +90,7 @@ class AssignedLayer:
     present: np.ndarray
     alignment: np.ndarray
     z: np.ndarray
+    ranking: np.ndarray
     assigned: np.ndarray
     assigned_draws: np.ndarray
     clarity: np.ndarray
@@ -133,7 +134,8 @@ def assign_layer(plan: AuditPlan, evidence: Evidence, source: LayerEvidence) -> 
     z = concept_z(aligned, null, probes)
     significant = false_discovery_mask(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
     cut = critical_z(significant, eligible, least=settings.significance, rate=settings.false_discovery_rate)
-    assigned = np.where(eligible, assign(excess(aligned, null, probes), significant), -1)
+    ranking = excess(aligned, null, probes)
+    assigned = np.where(eligible, assign(ranking, significant), -1)
     rng = generator(plan, "references", source.layer)
     assigned_draws = np.full((settings.bootstrap, len(embeddings)), -1, dtype=np.int16)
     clarity_draws = np.zeros((settings.bootstrap, len(embeddings)), dtype=np.float32)
@@ -153,6 +155,7 @@ def assign_layer(plan: AuditPlan, evidence: Evidence, source: LayerEvidence) -> 
         present,
         best,
         z,
+        ranking,
         assigned,
         assigned_draws,
         scores.clarity(embeddings, present),

@@ -21,6 +21,10 @@ __all__ = ["attachments", "crosswalk", "glossary", "identities", "method", "repr
 
 _CLASSES = 20
 _ORDER: tuple[State, ...] = ("not_satisfied", "not_measured", "inconclusive", "satisfied")
+_SELECTIONS = {
+    "relevance": "on which its relevance for the class is largest (relevance maximisation)",
+    "activation": "that activate it most (activation maximisation)",
+}
 _PROBES = {
     "template_difference": "the cosine with the mean over prompt templates of the filled minus the empty template",
     "cosine_difference": "the cosine with the filled template minus the cosine with the empty one",
@@ -119,6 +123,7 @@ def method(record: AuditRecord) -> Method:
     )
     return Method(
         reference_samples=str(settings.reference_samples),
+        selection=_SELECTIONS[settings.selection],
         probe=_PROBES[settings.probe],
         significance=f"{settings.significance:g}",
         false_discovery_rate=format_value("share", settings.false_discovery_rate),

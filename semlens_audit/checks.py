@@ -8,6 +8,7 @@ from typing import Literal
 
 from semlens_audit.plan import AuditPlan, Check, CheckKind, Role
 from semlens_audit.records import ClassLayer, Finding, Interval, Measurement, State
+from semlens_audit.wording import format_criterion, format_measured
 
 __all__ = ["KINDS", "Kind", "Quantity", "decide", "findings", "hold", "quantities"]
 
@@ -219,21 +220,12 @@ def _carriers(kind: CheckKind, quantity: Quantity, place: ClassLayer | None) -> 
     return tuple(component.component for component in chosen[:_EVIDENCE] if component.share > 0)
 
 
-def format_number(value: float, unit: str) -> str:
-    """A measured value as pages print it."""
-    if unit == "share":
-        percent = 100 * value
-        return f"{percent:.1f} %" if percent < 9.95 else f"{percent:.0f} %"
-    return f"{value:.2f}" + (" logits" if unit == "logits" else "")
-
-
 def _explain(check: Check, quantity: Quantity, measurement: Measurement, state: State, labels: Mapping[str, str]) -> str:
     """One sentence: what the interval says about the criterion."""
     if measurement.value is None or measurement.interval is None:
         return f"Not measured: {measurement.not_measured}."
-    unit, interval = measurement.unit, measurement.interval
-    bound = "at most" if check.criterion.operator == "at_most" else "at least"
-    threshold = format_number(check.criterion.threshold, unit)
+    interval = measurement.interval
+    bound = format_criterion(check.criterion, measurement.unit)
     names = ", ".join(labels[concept] for concept in quantity.concepts)
     if check.kind == "behavioural_effect":
         subject = f"With {names} present, the margin of {check.for_class} changes by"
@@ -243,14 +235,11 @@ def _explain(check: Check, quantity: Quantity, measurement: Measurement, state: 
         subject = f"Of the relevance for {check.for_class}, components that match no declared concept hold"
     else:
         subject = f"Of the relevance for {check.for_class}, components that mean {names} hold"
-    measured = (
-        f"{subject} {format_number(measurement.value, unit)} "
-        f"({100 * interval.level:g} % interval {format_number(interval.low, unit)} to {format_number(interval.high, unit)})"
-    )
+    measured = f"{subject} {format_measured(measurement, check.criterion)}, {100 * interval.level:g} % interval"
     ending = {
-        "satisfied": f"the whole interval meets the criterion {bound} {threshold}",
-        "not_satisfied": f"the whole interval violates the criterion {bound} {threshold}",
-        "inconclusive": f"the interval reaches over the criterion {bound} {threshold}, so neither can be concluded",
+        "satisfied": f"the whole interval meets the criterion {bound}",
+        "not_satisfied": f"the whole interval violates the criterion {bound}",
+        "inconclusive": f"the interval reaches over the criterion {bound}, so neither can be concluded",
         "not_measured": "",
     }[state]
     return f"{measured}: {ending}."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from semlens_audit.checks import format_number
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
+from semlens_audit.wording import format_measured
 
 __all__ = ["limitations"]
 
@@ -30,7 +30,7 @@ def limitations(plan: AuditPlan, measured: Measurements, *, text: bool) -> Itera
         if place.unexplained.value is not None and place.unexplained.value > 0.5:
             yield (
                 f"In {place.layer}, components that match no declared concept hold "
-                f"{format_number(place.unexplained.value, 'share')} of the relevance for {place.class_name}: what they "
+                f"{format_measured(place.unexplained)} of the relevance for {place.class_name}: what they "
                 "stand for is open."
             )
     yield (

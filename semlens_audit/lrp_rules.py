@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,8 +28,10 @@ __all__ = [
 ]
 
 FLAT, ZPLUS, EPSILON, NORM = Flat(), ZPlus(), Epsilon(), Norm()
-_PRODUCT_RULES = (ZPlus, Epsilon, Norm)
-"""Rules whose relevance is the sum over branches of input x gradient."""
+_PRODUCT_RULES = (ZPlus, Epsilon)
+"""Rules whose relevance is the sum over branches of input x gradient, with one factor for all."""
+_BUFFERS = 32
+_Pull = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Operation:
@@ -105,20 +109,43 @@ class Ruled(torch.autograd.Function):
         inputs, pulls, factors = ctx.prepared
         if all(pull is None for pull in pulls):
             return torch.zeros_like(ctx.value), None
+        if ctx.operation.pull is not None and type(ctx.operation.rule) in _PRODUCT_RULES:
+            return _sum_of_products(relevance, inputs, pulls, factors[0]), None
         gradients = [
             value if pull is None else pull(relevance * factor)
             for value, pull, factor in zip(inputs, pulls, factors, strict=True)
         ]
-        if (
-            pulls[0] is not None
-            and all(pull is None for pull in pulls[1:])
-            and type(ctx.operation.rule) in _PRODUCT_RULES
-        ):
-            return gradients[0].mul_(inputs[0]), None  # what the reducer would give, without another copy
         return ctx.operation.rule.reducer(inputs, gradients), None
 
 
-_Pull = Callable[[torch.Tensor], torch.Tensor]
+def _sum_of_products(
+    relevance: torch.Tensor, inputs: list[torch.Tensor], pulls: list[_Pull | None], factor: torch.Tensor
+) -> torch.Tensor:
+    """What the reducers of z+ and epsilon give, in as few passes over memory as can be: that is what propagation waits for."""
+    scaled = torch.mul(relevance, factor, out=_scratch(factor))
+    total: torch.Tensor | None = None
+    for value, pull in zip(inputs, pulls, strict=True):
+        if pull is not None:
+            part = pull(scaled).mul_(value)
+            total = part if total is None else total.add_(part)
+    if total is None:
+        raise ValueError("no branch has an input")
+    return total
+
+
+_buffers = threading.local()
+
+
+def _scratch(like: torch.Tensor) -> torch.Tensor:
+    """A buffer laid out like `like`, the same one at every call from this thread: fresh memory costs more than the product."""
+    known: OrderedDict[tuple[object, ...], torch.Tensor] = _buffers.__dict__.setdefault("known", OrderedDict())
+    key = (like.shape, like.stride(), like.dtype)
+    if key not in known:
+        if len(known) == _BUFFERS:
+            known.popitem(last=False)
+        known[key] = torch.empty_like(like)
+    known.move_to_end(key)
+    return known[key]
 
 
 def _prepare(
@@ -159,9 +186,11 @@ def _prepare(
             pulls.append(partial(operation.pull, value=changed, weight=weight))
         inputs.append(changed)
         outputs.append(output.detach())
-    shape = next((output.shape for output in outputs if output.ndim), torch.Size())
-    # Every zennit rule used here is linear in the relevance, so its share per output is a factor that can be kept.
-    factors = rule.gradient_mapper(torch.ones(shape, dtype=value.dtype), [output.expand(shape) for output in outputs])
+    largest = next((output for output in outputs if output.ndim), zero)
+    # Every zennit rule used here is linear in the relevance, so its share per output is a factor that can be kept; it is laid
+    # out in memory like the output, or every later product would have to translate.
+    ones = torch.ones_like(largest)
+    factors = rule.gradient_mapper(ones, [output if output.ndim else output.expand_as(largest) for output in outputs])
     return inputs, pulls, [factors] if isinstance(factors, torch.Tensor) else factors
 
 
@@ -209,6 +238,11 @@ class Summed(torch.autograd.Function):
         return (part * left).sum_to_size(left.shape), (part * right).sum_to_size(right.shape)
 
 
+def _pull_pointwise(gradient: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A 1 x 1 convolution is one product of matrices once channels are last; torch's own way may not take it as one."""
+    return torch.matmul(gradient.permute(0, 2, 3, 1), weight[:, :, 0, 0]).permute(0, 3, 1, 2)
+
+
 def pull_convolution(
     args: Sequence[Any], kwargs: Mapping[str, Any], *, flat: bool = False
 ) -> Callable[..., torch.Tensor] | None:
@@ -225,6 +259,14 @@ def pull_convolution(
         for value in (bound["stride"], bound["padding"], bound["dilation"])
     )
     groups = bound["groups"]
+    if (
+        not flat
+        and groups == 1
+        and stride == [1, 1]
+        and padding == [0, 0]
+        and tuple(bound["weight"].shape[2:]) == (1, 1)
+    ):
+        return _pull_pointwise
 
     def pull(gradient: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         channels = value.shape[1]

@@ -277,6 +277,8 @@ class Method:
     """How it was measured and how far the instrument can be trusted."""
 
     reference_samples: str
+    selection: str
+    """What makes an image one of them."""
     probe: str
     significance: str
     false_discovery_rate: str

@@ -205,6 +205,8 @@ class ReferenceImage(_Record):
     sample: str
     """Path of the sample, relative to the data's root."""
     activation: float
+    """What ranks it among the component's reference samples: size of the relevance, or pooled activation, as `settings.selection`
+    says."""
     box: tuple[int, int, int, int]
     """Crop x0, y0, x1, y1 in pixels of the network's input."""
     crop: str
@@ -225,7 +227,7 @@ class ComponentRecord(_Record):
     assigned: str | None
     """Concept it is assigned to; none: unexplained."""
     best: str | None
-    """Concept of the highest z, significant or not."""
+    """Concept of the largest alignment above random reference sets, significant or not."""
     alignment: dict[str, float]
     """concept -> cosine."""
     z: dict[str, float]

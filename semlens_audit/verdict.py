@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from semlens_audit.checks import format_number
 from semlens_audit.errors import ExitCode
 from semlens_audit.records import ClassLayer, ConceptRecord, Finding, State, Verdict
+from semlens_audit.wording import format_measured
 
 __all__ = ["decide"]
 
@@ -123,9 +123,9 @@ def _compare(outside: Finding, inside: Sequence[Finding]) -> str:
     inner = "not_satisfied" if "not_satisfied" in states else "satisfied" if states == {"satisfied"} else "open"
     outer = outside.state
     shares = ", ".join(
-        f"{format_number(f.measurement.value, 'share')} in {f.layer}" for f in inside if f.measurement.value is not None
+        f"{format_measured(f.measurement, f.criterion)} in {f.layer}" for f in inside if f.measurement.value is not None
     )
-    effect = format_number(outside.measurement.value, "logits") if outside.measurement.value is not None else ""
+    effect = format_measured(outside.measurement, outside.criterion) if outside.measurement.value is not None else ""
     if inner == outer == "not_satisfied":
         return f"both lines of evidence speak against it (relevance {shares}; effect on the margin {effect})."
     if inner == outer == "satisfied":

@@ -192,13 +192,13 @@ def load(path: Path) -> Source:
     except (YAMLError, ValueError, KeyError, IndexError, AssertionError, AttributeError, TypeError) as error:
         # The parser's own slips on malformed input are malformed input to the user.
         position = getattr(error, "position", None)
-        line = text.count("\n", 0, position) + 1 if isinstance(position, int) else None
+        at = text.count("\n", 0, position) + 1 if isinstance(position, int) else None
         said = " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__
         return failed(
             "yaml-syntax",
             f"the YAML cannot be read: {said}.",
             "Remove control characters and unfinished quotes.",
-            line,
+            at,
         )
     if source.data is None and not source.problems:
         return failed("empty-file", "is empty.", "Start from `semlens-audit init`.", 1, 1)

@@ -169,7 +169,8 @@ MARKUP = '<b id="broken">&\'{{ 7 * 7 }}</b>'
 PROTECTED = {
     *get_args(State), "share", "logits", "cosine", "valid", "spurious", "neutral", "mechanistic", "behavioural", "critical",
     "major", "minor", "spurious_reliance", "valid_reliance", "unexplained_relevance", "concept_used", "concept_not_used",
-    "behavioural_effect", "clarity", "foundation model", "attributes", "max", "mean", "lrp", "template_difference",
+    "behavioural_effect", "clarity", "foundation model", "attributes", "max", "mean", "relevance", "activation", "lrp",
+    "template_difference",
 }  # fmt: skip
 
 
