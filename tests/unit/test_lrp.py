@@ -265,6 +265,28 @@ def test_squeeze_and_excitation_passes_relevance_through_the_signal():
     assert torch.allclose(relevance.sum((1, 2, 3)), logit, rtol=1e-3, atol=1e-5)
 
 
+class Summing(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.head, self.how = nn.Conv2d(3, 6, 3, bias=False), nn.Linear(6, 2, bias=False), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.conv(x))
+        if self.how == "cat":
+            parts = torch.cat(torch.chunk(x, 2, dim=1)[::-1], dim=1)
+            return self.head(functional.adaptive_avg_pool2d(parts, 1).flatten(1))
+        return self.head(x.sum((2, 3)) / 64 if self.how == "sum" else x.mean((2, 3)) * 2)
+
+
+@pytest.mark.parametrize("how", ["sum", "mean", "cat"])
+def test_sums_averages_and_rearrangements_conserve_relevance(how):
+    torch.manual_seed(0)
+    relevance, logit = class_relevance(model := settle(Summing(how), bias=False), images(2, 10), "conv", 1)
+    assert torch.allclose(relevance.sum((1, 2, 3)), logit, rtol=1e-3)
+    value = functional.relu(model.conv(images(2, 10)))
+    assert torch.equal(relevance != 0, value > 0)  # a pool's relevance follows its inputs, not its area
+
+
 def test_the_model_is_not_changed():
     torch.manual_seed(0)
     model = settle(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3))
