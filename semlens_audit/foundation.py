@@ -199,7 +199,8 @@ class Foundation:
         """
         import torch
 
-        if not images or not torch.cpu._is_avx512_bf16_supported():
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        if not images or native is None or not native():
             return None
         self.precision = "fp32"
         single = self.embed_images(images)
