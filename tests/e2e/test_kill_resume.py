@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -100,7 +101,7 @@ def test_killed_again_and_again_the_content_is_that_of_an_uninterrupted_run(
 
 
 @pytest.mark.slow
-def test_the_command_line_killed_from_outside_resumes(origin: Path, tmp_path: Path) -> None:
+def test_the_command_line_killed_from_outside_and_out_of_disk_resumes(origin: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         shutil.copytree(origin, folder)
@@ -119,5 +120,14 @@ def test_the_command_line_killed_from_outside_resumes(origin: Path, tmp_path: Pa
         states = dict(store.rows("SELECT name, complete FROM stage"))
         assert states["outputs"]
         assert not all(states.get(name, False) for name in ("probes", "null:layer1", "null:layer3"))
+    # The disk is full: the limit on a file's size makes the same write fail, with another errno.
+    limit = (killed / "store.duckdb").stat().st_size + 200_000
+    full = subprocess.run(
+        command, cwd=killed, env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert full.returncode == 4, full.stderr
+    assert "store-full-disk" in full.stderr
+    assert "Traceback" not in full.stderr
     subprocess.run(command, cwd=killed, env=ENVIRONMENT, check=True, capture_output=True, timeout=200)
     assert content(killed) == content(whole)
