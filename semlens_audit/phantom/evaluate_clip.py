@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semlens_audit.phantom import captions
+from semlens_audit.phantom.crops import EVALUATION_SEEDS, Crops, pixels, rendered
 from semlens_audit.phantom.render import ATTRIBUTES
-from semlens_audit.phantom.train_clip import EVALUATION_SEEDS, Crops, pixels, rendered
 
 if TYPE_CHECKING:
     import torch
@@ -110,8 +110,9 @@ def write_card(folder: Path, command: str, scenes: int, pairs: int) -> dict[str,
             f"| {min(parts['full']):.3f} | {min(parts['crops']):.3f} |"
         )
     size = (folder / "open_clip_model.safetensors").stat().st_size / 1e6
-    text = _CARD.format(command=command, pairs=pairs, full=int(crops.full.sum()), cut=int((~crops.full).sum()),
-                        rows="\n".join(rows), size=size)
+    text = _CARD.format(
+        command=command, pairs=pairs, full=int(crops.full.sum()), cut=int((~crops.full).sum()), rows="\n".join(rows), size=size
+    )
     partial = folder / "README.md.part"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / "README.md")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semlens_audit.phantom import captions
+from semlens_audit.phantom.crops import draw_attributes
 from semlens_audit.phantom.render import ARTEFACTS, ATTRIBUTES, Attributes, Lesion, Scene, render
-from semlens_audit.phantom.train_clip import draw_attributes
 
 
 def scenes(count: int, start: int = 500) -> Iterator[tuple[Attributes, Scene, np.random.Generator]]:

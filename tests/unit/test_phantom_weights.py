@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from semlens_audit.phantom import captions, evaluate_clip, train_subjects, world
+from semlens_audit.phantom.crops import IMAGE_SIZE, rendered
 from semlens_audit.phantom.render import ARTEFACTS, ATTRIBUTES, VALID
-from semlens_audit.phantom.train_clip import IMAGE_SIZE, contrastive_loss, rendered, save
+from semlens_audit.phantom.train_clip import contrastive_loss, save
 
 WEIGHTS = Path(evaluate_clip.__file__).parent / "weights"
 FRESH = 3_000_000  # seeds of lesions that neither training nor the model cards have seen
