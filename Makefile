@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # one thread a process: two test workers then share two cores without thrashing
 WORKERS ?= 2
+export OMP_WAIT_POLICY ?= PASSIVE
 APT := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz0b libharfbuzz-subset0 fonts-dejavu-core
 
 .PHONY: help install system pango demo test unit lint bench wheel clean

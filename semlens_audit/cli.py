@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -72,6 +73,8 @@ def _verb(**settings: Any) -> Callable[[Callable[..., int | None]], Callable[...
 
 def main() -> None:
     """Entry point of the console script; exits with an `ExitCode`."""
+    # threads of torch that wait by spinning slow a shared machine down by an order of magnitude: let them sleep
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(prog_name="semlens-audit")
     except SystemExit as leaving:

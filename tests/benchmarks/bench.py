@@ -212,6 +212,7 @@ def main() -> None:
     if arguments.build:
         build(arguments.build)
         return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
     data = Path(os.environ.setdefault("SEMLENS_AUDIT_TESTDATA", str((ROOT / "../shared/data").resolve())))
     print(f"Measured on: {machine()}\n")
     for audit in arguments.audits or [ROOT / name for name in DEFAULT]:
