@@ -311,7 +311,7 @@ Layer = Annotated[str | None, typer.Option(help="Only this layer of the audit; d
 
 @_verb(
     rich_help_panel="Explore",
-    epilog="Example: semlens-audit components audits/phantom-shortcut.yaml --layer layer4 --class melanoma --top 5",
+    epilog="Example: semlens-audit components audits/phantom-shortcut.yaml --layer layer3 --class melanoma --top 5",
 )
 def components(
     audit: AuditFile,
