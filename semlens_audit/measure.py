@@ -30,7 +30,7 @@ from semlens_audit.records import (
 
 __all__ = ["VERSION", "Measurements", "measure", "measurement_key"]
 
-VERSION = 3
+VERSION = 4
 """Raised whenever a change here changes a number; part of every cache key."""
 
 
