@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from semlens_audit import behaviour
-from semlens_audit.assignment import LOGITS, build_probes, generator, interval
+from semlens_audit.assignment import build_probes, generator
 from semlens_audit.checks import Quantity
 from semlens_audit.evidence import Evidence
 from semlens_audit.plan import AuditPlan
-from semlens_audit.records import EffectRecord, Measurement, PresenceRecord
+from semlens_audit.records import EffectRecord, Interval, Measurement, PresenceRecord
 from semlens_audit.statistics import auroc
 
 __all__ = ["effect_quantities", "measure_effects"]
@@ -21,8 +21,9 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
     """Behavioural effect of every concept on every audited class, from each source of presence there is."""
     settings, concepts = plan.audit.measurement, plan.spec.concepts
     centre = evidence.image_embeddings.astype(np.float64).mean(axis=0)
-    pools = [layer.null_embeddings.astype(np.float64).mean(axis=0) for layer in evidence.layers]
-    probes = build_probes(plan, evidence, np.mean(pools, axis=0), centre)
+    pools = [layer.null_embeddings.astype(np.float64).mean(axis=0) for layer in evidence.layers if len(layer.null_embeddings)]
+    # A dead layer has no random crops; where no layer has any, whole images stand for the data.
+    probes = build_probes(plan, evidence, np.mean(pools, axis=0) if pools else centre, centre)
     seen = [
         behaviour.presence_from_embeddings(evidence.image_embeddings.astype(np.float64), probes, index)
         for index in range(len(concepts))
@@ -34,8 +35,9 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
     }
     aurocs: dict[str, float] = {}
     for index, presence in told.items():
-        area = auroc(seen[index].score[presence.known], presence.present[presence.known])
-        if area is not None:
+        present = presence.present[presence.known]
+        area = auroc(seen[index].score[presence.known], present)
+        if area is not None and min(present.sum(), (~present).sum()) >= settings.minimum_counterexamples:
             aurocs[concepts[index].id] = area
     records: list[EffectRecord] = []
     for position, name in enumerate(evidence.class_names):
@@ -60,13 +62,25 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
     return records, aurocs
 
 
+def _percentiles(plan: AuditPlan, value: float, draws: np.ndarray) -> Interval:
+    """Percentile interval, widened to hold the estimate; least squares has no bias that would have to be shifted away."""
+    level = plan.audit.measurement.confidence
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(
+        low=min(float(low), value),
+        high=max(float(high), value),
+        level=level,
+        method=f"Bayesian bootstrap over test samples, {len(draws)} draws",
+    )
+
+
 def _effect_record(
     plan: AuditPlan, evidence: Evidence, name: str, concept: str, presence: behaviour.Presence, result: behaviour.Effect
 ) -> EffectRecord:
     if result.value is None:
         effect = Measurement(quantity="behavioural effect", unit="logits", n=result.n, not_measured=result.reason)
     else:
-        spread = interval(plan, result.value, result.draws, "test samples", LOGITS)
+        spread = _percentiles(plan, result.value, result.draws)
         effect = Measurement(quantity="behavioural effect", unit="logits", value=result.value, interval=spread, n=result.n)
     on, off = presence.present & presence.known, ~presence.present & presence.known
     counts = [

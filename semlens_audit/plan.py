@@ -270,7 +270,7 @@ class MeasurementSettings(_Asked):
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     minimum_samples: int = Field(default=30, ge=2)
     """Fewer samples of a class than this: not measured."""
-    minimum_counterexamples: int = Field(default=5, ge=1)
+    minimum_counterexamples: int = Field(default=10, ge=1)
     """Fewer samples than this in a cell of class x presence: the behavioural effect is not measured."""
     minimum_recognition: float = Field(default=0.8, ge=0.5, le=1)
     """Least area under the ROC curve with which the foundation model recognises a concept, where that can be told; below it,
