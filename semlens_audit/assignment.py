@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from semlens_audit import scores
-from semlens_audit.calibration import Calibration, assign, calibrate, concept_z, critical_z, excess, false_discovery_mask
+from semlens_audit.calibration import Calibration, assign, calibrate, concept_z, critical_z, excess
 from semlens_audit.digest import digest
 from semlens_audit.errors import DataError, SpecError
 from semlens_audit.evidence import Evidence, LayerEvidence
@@ -88,10 +89,30 @@ def build_probes(plan: AuditPlan, evidence: Evidence, centre: np.ndarray, origin
 
 @dataclass(frozen=True)
 class AssignedLayer:
-    """Measured values of a layer that no class changes."""
+    """Measured values of a layer that no class changes; K components, J concepts, B draws.
+
+    Parameters
+    ----------
+    source
+        The layer's evidence.
+    present
+        (K, m) bool, where there is a reference sample.
+    eligible
+        (K,) bool, whether a component can be assigned: alive, with two reference samples.
+    alignment, z, ranking
+        (K, J): alignment with the probe that stands out most, z against random reference sets, alignment above theirs. NaN in a
+        layer without random crops.
+    assigned, assigned_draws
+        (K,) and (B, K) index of the concept, -1 for none.
+    clarity, clarity_draws
+        (K,) NaN with fewer than two reference samples, and (B, K).
+    concept_null
+        (J,) mean and deviation of random sets' alignment; None in a layer without random crops.
+    """
 
     source: LayerEvidence
     present: np.ndarray
+    eligible: np.ndarray
     alignment: np.ndarray
     z: np.ndarray
     ranking: np.ndarray
@@ -99,14 +120,21 @@ class AssignedLayer:
     assigned_draws: np.ndarray
     clarity: np.ndarray
     clarity_draws: np.ndarray
-    calibration: Calibration
-    concept_null: tuple[np.ndarray, np.ndarray]
+    concept_null: tuple[np.ndarray, np.ndarray] | None
 
 
-def assign_layer(plan: AuditPlan, evidence: Evidence, source: LayerEvidence) -> AssignedLayer:
+def assign_layer(
+    plan: AuditPlan, evidence: Evidence, source: LayerEvidence, doubtful: Collection[str] = frozenset()
+) -> AssignedLayer:
     """Assign each component to the concept it significantly means, at the point and under resampled reference samples.
 
     Under resampling the critical z of the point estimate is kept, so that one draw costs no false-discovery control of its own.
+
+    Parameters
+    ----------
+    doubtful
+        Concepts that the foundation model does not recognise: a component is assigned to one of them only if it means no other
+        concept, so that a bad probe cannot take away what a good one finds.
 
     Raises
     ------
@@ -115,58 +143,88 @@ def assign_layer(plan: AuditPlan, evidence: Evidence, source: LayerEvidence) -> 
     """
     settings = plan.audit.measurement
     embeddings, present = source.embeddings, source.reference_ids >= 0
-    slots = embeddings.shape[1]
-    eligible = (present.sum(axis=1) >= 2) & ~source.dead
-    usual = int(np.median(present.sum(axis=1)[eligible])) if eligible.any() else slots
-    if len(source.null_embeddings) < max(usual, 2):
-        raise DataError(
-            "too-few-random-crops",
-            f"layer {source.layer}: {len(source.null_embeddings)} random crops for reference sets of {usual}",
-            "use more samples or fewer reference samples",
+    counts = present.sum(axis=1)
+    eligible = (counts >= 2) & ~source.dead
+    needed = int(counts[eligible].max()) if eligible.any() else 2
+    shape, draws = (len(embeddings), len(plan.spec.concepts)), (settings.bootstrap, len(embeddings))
+    clarity = np.full(len(embeddings), np.nan)
+    assigned_draws = np.full(draws, -1, dtype=np.int16)
+    clarity_draws = np.zeros(draws, dtype=np.float32)
+    if len(source.null_embeddings) < needed:
+        if eligible.any():
+            raise DataError(
+                "too-few-random-crops",
+                f"layer {source.layer}: {len(source.null_embeddings)} random crops for reference sets of {needed}",
+                "use more samples or fewer reference samples",
+            )
+        blank = np.full(shape, np.nan)
+        nothing = np.full(len(embeddings), -1)
+        return AssignedLayer(
+            source, present, eligible, blank, blank, blank, nothing, assigned_draws, clarity, clarity_draws, None
         )
     centre = source.null_embeddings.astype(np.float64).mean(axis=0)
     probes = build_probes(plan, evidence, centre, centre)
-    null = calibrate(
-        source.null_embeddings.astype(np.float64),
-        max(usual, 2),
-        settings.null_sets,
-        probes,
-        generator(plan, "null", source.layer),
-    )
-    theta = scores.concept_embedding(embeddings, present).astype(np.float64)
-    aligned = scores.alignment(theta, probes)
-    z = concept_z(aligned, null, probes)
-    significant = false_discovery_mask(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
-    cut = critical_z(significant, eligible, least=settings.significance, rate=settings.false_discovery_rate)
-    ranking = excess(aligned, null, probes)
-    assigned = np.where(eligible, assign(ranking, significant), -1)
+    usual, null = _calibrations(plan, source, counts, eligible, probes)
+    aligned = scores.alignment(scores.concept_embedding(embeddings, present).astype(np.float64), probes)
+    z, ranking = concept_z(aligned, null, probes), excess(aligned, null, probes)
+    cut = critical_z(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
+    # Excess alignments lie within -4 and 4: what is doubtful ranks behind all that is not.
+    behind = np.array([16.0 * (concept.id in doubtful) for concept in plan.spec.concepts])
+    assigned = assign(ranking - behind, eligible[:, None] & (z >= cut))
     rng = generator(plan, "references", source.layer)
-    assigned_draws = np.full((settings.bootstrap, len(embeddings)), -1, dtype=np.int16)
-    clarity_draws = np.zeros((settings.bootstrap, len(embeddings)), dtype=np.float32)
     for start in range(0, len(embeddings), _CHUNK):
         part = slice(start, start + _CHUNK)
-        weights = rng.standard_exponential((len(embeddings[part]), settings.bootstrap, slots), dtype=np.float32)
+        clarity[part] = scores.clarity(embeddings[part], present[part])
+        weights = rng.standard_exponential((len(embeddings[part]), *draws[:1], embeddings.shape[1]), dtype=np.float32)
         weights *= present[part][:, None, :]
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
         drawn = resampled_alignment(embeddings[part], weights, probes)
-        chosen = assign(excess(drawn, null, probes), concept_z(drawn, null, probes) >= cut)
-        assigned_draws[:, part] = np.where(eligible[part][:, None], chosen, -1).T
+        significant = eligible[part][:, None, None] & (concept_z(drawn, null.of(part), probes) >= cut)
+        assigned_draws[:, part] = assign(excess(drawn, null.of(part), probes) - behind, significant).T
         clarity_draws[:, part] = resampled_clarity(embeddings[part], weights).T
-    best = _best_alignment(aligned, null, probes)
-    mean, deviation = _concept_null(null, probes)
     return AssignedLayer(
         source,
         present,
-        best,
+        eligible,
+        _best_alignment(aligned, null, probes),
         z,
         ranking,
         assigned,
         assigned_draws,
-        scores.clarity(embeddings, present),
+        clarity,
         clarity_draws,
-        null,
-        (mean, deviation),
+        _concept_null(usual, probes),
     )
+
+
+def _calibrations(
+    plan: AuditPlan, source: LayerEvidence, counts: np.ndarray, eligible: np.ndarray, probes: scores.ProbeSet
+) -> tuple[Calibration, Calibration]:
+    """Null distribution for the usual number of reference samples, and for each component's own number, stacked.
+
+    Sets of few samples scatter more than sets of many: held against the null of a full set, a component with few reference
+    samples would seem significant by chance.
+    """
+    usual = int(np.median(counts[eligible])) if eligible.any() else 2
+    sizes = np.where(eligible, _rounded(counts, usual), usual)
+    pool = source.null_embeddings.astype(np.float64)
+    made = {
+        int(size): calibrate(
+            pool,
+            int(size),
+            plan.audit.measurement.null_sets,
+            probes,
+            generator(plan, "null", source.layer, str(size)),
+        )
+        for size in np.unique([*sizes, usual])
+    }
+    return made[usual], Calibration.stack([made[int(size)] for size in sizes])
+
+
+def _rounded(counts: np.ndarray, usual: int) -> np.ndarray:
+    """(K,) set sizes that stand for the counts: `usual` itself, else the next lower of a series in steps of a tenth, never less."""
+    series = sorted({2, usual, *(int(1.1**step) for step in range(8, 80))})
+    return np.array([max(size for size in series if size <= max(count, 2)) for count in counts])
 
 
 def _best_alignment(aligned: np.ndarray, null: Calibration, probes: scores.ProbeSet) -> np.ndarray:

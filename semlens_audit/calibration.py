@@ -5,7 +5,8 @@ Shapes use K components, J concepts, P probes, S random sets, M random crops, d 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 
 import numpy as np
@@ -33,6 +34,15 @@ class Calibration:
     concept_mean: np.ndarray
     concept_deviation: np.ndarray
 
+    @classmethod
+    def stack(cls, parts: Sequence[Calibration]) -> Calibration:
+        """One calibration per component: arrays with the components first, (K, P) and (K, J)."""
+        return cls(*(np.stack([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def of(self, part: slice) -> Calibration:
+        """Those of some components, to be held against values of shape (k, B, P)."""
+        return Calibration(*(getattr(self, field.name)[part][:, None] for field in fields(self)))
+
 
 def calibrate(pool: np.ndarray, m: int, sets: int, probes: ProbeSet, rng: np.random.Generator) -> Calibration:
     """Distribution of alignment under "the reference samples are m random samples of the data set".
@@ -57,7 +67,8 @@ def calibrate(pool: np.ndarray, m: int, sets: int, probes: ProbeSet, rng: np.ran
         raise ValueError(f"{len(pool)} random crops are too few for sets of {m}")
     means = np.empty((sets, pool.shape[1]), dtype=np.float64)
     for row in range(sets):
-        means[row] = pool[rng.choice(len(pool), size=m, replace=False)].mean(axis=0)
+        # With replacement: drawn without, large sets would share most of the pool and differ less than sets of the data do.
+        means[row] = pool[rng.integers(len(pool), size=m)].mean(axis=0)
     null = alignment(means, probes)
     mean, deviation = null.mean(axis=0), null.std(axis=0, ddof=1)
     largest = _largest(_standardise(null, mean, deviation), probes)
@@ -94,7 +105,7 @@ def concept_z(values: np.ndarray, calibration: Calibration, probes: ProbeSet) ->
 
 
 def false_discovery_mask(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float) -> np.ndarray:
-    """Significant (component, concept) pairs.
+    """Significant (component, concept) pairs: those that reach `critical_z`.
 
     Parameters
     ----------
@@ -112,28 +123,27 @@ def false_discovery_mask(z: np.ndarray, eligible: np.ndarray, *, least: float, r
     numpy.ndarray
         (K, J) bool
     """
-    mask = np.zeros(z.shape, dtype=bool)
-    if eligible.any() and z.shape[1]:
-        tested = z[eligible]
-        mask[eligible] = (tested >= least) & (benjamini_hochberg(normal_tail(tested)) <= rate)
-    return mask
+    return eligible[:, None] & (z >= critical_z(z, eligible, least=least, rate=rate))
 
 
-def critical_z(significant: np.ndarray, eligible: np.ndarray, *, least: float, rate: float) -> float:
-    """z that a pair had to reach in `false_discovery_mask`: the larger of `least` and Benjamini and Hochberg's step-up threshold.
+def critical_z(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float) -> float:
+    """z that a pair has to reach: the larger of `least` and the step-up threshold of Benjamini and Hochberg (1995).
+
+    With i the number of pairs that false-discovery control alone rejects (at least 1) out of n, the threshold is the z whose
+    upper tail is ``rate * i / n``.
 
     Parameters
     ----------
-    significant
-        (K, J) bool, the mask.
+    z
+        (K, J)
     eligible
         (K,) bool
     """
-    tests = int(eligible.sum()) * significant.shape[1]
-    if tests == 0:
+    tested = z[eligible]
+    if tested.size == 0:
         return least
-    step = rate * max(int(significant.sum()), 1) / tests
-    return max(least, NormalDist().inv_cdf(1.0 - step))
+    rejected = int((benjamini_hochberg(normal_tail(tested)) <= rate).sum())
+    return max(least, -NormalDist().inv_cdf(rate * max(rejected, 1) / tested.size))
 
 
 def excess(values: np.ndarray, calibration: Calibration, probes: ProbeSet) -> np.ndarray:

@@ -226,7 +226,8 @@ def _explain(check: Check, quantity: Quantity, measurement: Measurement, state: 
         return f"Not measured: {measurement.not_measured}."
     interval = measurement.interval
     bound = format_criterion(check.criterion, measurement.unit)
-    names = ", ".join(labels[concept] for concept in quantity.concepts)
+    parts = [labels[concept] for concept in quantity.concepts]
+    names = " or ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     if check.kind == "behavioural_effect":
         subject = f"With {names} present, the margin of {check.for_class} changes by"
     elif check.kind == "clarity":

@@ -62,6 +62,12 @@ class _Cached(BaseModel):
     foundation: dict[str, Any]
 
 
+class _Version(BaseModel):
+    """The version of a record, whatever else it holds."""
+
+    schema_version: str
+
+
 def run(
     plan: AuditPlan, *, allow_code: bool = False, progress: Progress | None = None, now: datetime | None = None, command: str
 ) -> AuditRecord:
@@ -88,7 +94,7 @@ def run(
     with Store.open(store_path(plan)) as store:
         data = open_data(plan, store.file_digest)
         stages = evidence_stages(plan, data, store)
-        key = measurement_key(plan, stages, quantities)
+        key = measurement_key(plan, stages, quantities, data.attributes)
         payload = store.get_measurement(key)
         if payload is None:
             evidence = load_evidence(plan, data, store)
@@ -155,7 +161,7 @@ def _record(
         accuracy=measured.accuracy,
     )
     foundation = FoundationRecord(
-        name=audit.foundation_model.name,
+        name=_named(audit.foundation_model.name),
         source=audit.foundation_model.source,
         sha256=str(cached.foundation["sha256"]),
         dimension=int(cached.foundation["dimension"]),
@@ -210,6 +216,11 @@ def _shown(path: str) -> str:
         return absolute.name
 
 
+def _named(name: str) -> str:
+    """Name of a foundation model; of a folder given by its whole path, the last part only."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def _environment() -> Environment:
     packages = {}
     for name in _PACKAGES:
@@ -245,8 +256,12 @@ def write_record(record: AuditRecord, path: Path) -> None:
     """Write ``results.json`` so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(record.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(record.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_record(path: Path) -> AuditRecord:
@@ -264,17 +279,19 @@ def read_record(path: Path) -> AuditRecord:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError("no-record", f"{path} cannot be read: {error}", "give the results.json that `run` wrote") from error
     try:
-        return AuditRecord.model_validate_json(text)
-    except ValidationError as error:
-        if f'"schema_version": "{SCHEMA_VERSION}"' not in text[:200]:
+        version = _Version.model_validate_json(text).schema_version
+        if version != SCHEMA_VERSION:
             raise UsageError(
                 "record-version",
-                f"{path} is not a record of schema version {SCHEMA_VERSION}",
+                f"{path} is not a record of schema version {SCHEMA_VERSION}, but of version {version}",
                 "use the version of semlens-audit that wrote it, or run the audit again",
-            ) from error
+            )
+        return AuditRecord.model_validate_json(text)
+    except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError("invalid-record", f"{path}: {place}: {first['msg']}", "run the audit again") from error
+        said = ": ".join(part for part in (str(path), place, first["msg"]) if part)
+        raise IntegrityError("invalid-record", said, "run the audit again") from error
 
 
 def record_digest(record: AuditRecord) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
-from semlens_audit.wording import format_measured
+from semlens_audit.wording import format_measured, join
 
 __all__ = ["limitations"]
 
@@ -42,24 +42,8 @@ def limitations(plan: AuditPlan, measured: Measurements, *, text: bool) -> Itera
         "The findings hold for test data like the one described here. A concept that the data never shows, or always "
         "shows together with the class, cannot be judged from behaviour."
     )
-    blind = [
-        f"{effect.concept} ({effect.class_name})"
-        for effect in measured.effects
-        if effect.effect.value is None and effect.presence.source == "attributes"
-    ]
-    if blind:
-        yield f"No behavioural effect could be measured for {', '.join(blind)}; the reasons stand beside the findings."
-    weak = [name for name, area in measured.presence_auroc.items() if area < _WEAK_PRESENCE]
-    if weak:
-        yield (
-            f"The foundation model recognises {', '.join(sorted(weak))} poorly on whole images (area under the ROC curve "
-            f"below {_WEAK_PRESENCE}); alignment with these concepts is less certain than its z suggests."
-        )
-    if not measured.presence_auroc:
-        yield (
-            "The data has no column that says which sample holds which concept. Presence is what the foundation model "
-            "sees, and how well it sees it could not be checked."
-        )
+    yield from _behaviour(plan, measured)
+    yield from _recognition(plan, measured)
     for layer in measured.layers:
         if layer.conservation is not None and abs(layer.conservation - 1.0) > _UNEVEN:
             yield (
@@ -81,3 +65,46 @@ def limitations(plan: AuditPlan, measured: Measurements, *, text: bool) -> Itera
         "verdict rests on the intervals alone."
     )
     yield from plan.audit.limitations
+
+
+def _behaviour(plan: AuditPlan, measured: Measurements) -> Iterator[str]:
+    blind = [
+        f"{plan.spec.concept(effect.concept).label} ({effect.class_name})"
+        for effect in measured.effects
+        if effect.effect.value is None and effect.presence.source == "attributes"
+    ]
+    if blind:
+        yield f"No behavioural effect could be measured for {join(blind)}; the reasons stand beside the findings."
+
+
+def _recognition(plan: AuditPlan, measured: Measurements) -> Iterator[str]:
+    """What the foundation model is known not to recognise, recognises poorly, or may not recognise."""
+    labels = {concept.id: concept.label for concept in plan.spec.concepts}
+    missed = [label for name, label in labels.items() if name in measured.unrecognised]
+    if missed:
+        yield (
+            f"The foundation model does not recognise {join(missed)}. No criterion counts as met because nothing was found that "
+            "means what it cannot see."
+        )
+    judged = measured.presence_auroc | measured.probe_auroc
+    weak = [
+        label
+        for name, label in labels.items()
+        if measured.presence_auroc.get(name, 1.0) < _WEAK_PRESENCE and name not in measured.unrecognised
+    ]
+    if weak:
+        yield (
+            f"The foundation model recognises {join(weak)} poorly on whole images (area under the ROC curve "
+            f"below {_WEAK_PRESENCE}); alignment with these concepts is less certain than its z suggests."
+        )
+    if not measured.presence_auroc:
+        yield (
+            "The data has no column that says which sample holds which concept. Presence is what the foundation model "
+            "sees, and how well it sees it could not be checked."
+        )
+    unknown = [label for name, label in labels.items() if name not in judged]
+    if unknown:
+        yield (
+            f"Whether the foundation model recognises {join(unknown)} could not be checked: there are neither enough example "
+            "images nor enough samples that are known to hold the concept and to lack it."
+        )

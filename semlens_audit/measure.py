@@ -5,7 +5,8 @@ Reads NumPy arrays only, so that a verdict is re-decided without the model, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from semlens_audit import scores
 from semlens_audit.assignment import COSINE, SHARE, AssignedLayer, assign_layer, generator, interval
 from semlens_audit.checks import Quantity
-from semlens_audit.digest import digest
+from semlens_audit.digest import digest, digest_array, digest_file
 from semlens_audit.effect_measure import effect_quantities, measure_effects
 from semlens_audit.evidence import Evidence
 from semlens_audit.plan import AuditPlan
@@ -30,8 +31,14 @@ from semlens_audit.records import (
 
 __all__ = ["VERSION", "Measurements", "measure", "measurement_key"]
 
-VERSION = 4
+VERSION = 5
 """Raised whenever a change here changes a number; part of every cache key."""
+
+_MODULES = (
+    "assignment", "behaviour", "calibration", "checks", "effect_measure", "gallery", "measure", "recognition", "records",
+    "resampling", "scores", "statistics",
+)  # fmt: skip
+"""What a cached value is made by and read with; their source is part of every cache key."""
 
 
 class Measurements(BaseModel):
@@ -51,11 +58,25 @@ class Measurements(BaseModel):
     per_class: dict[str, int]
 
 
-def measurement_key(plan: AuditPlan, stages: dict[str, str], quantities: Sequence[Quantity]) -> str:
-    """Digest of everything that `measure` depends on: evidence, definitions, settings; not criteria, titles or texts."""
+def measurement_key(
+    plan: AuditPlan, stages: dict[str, str], quantities: Sequence[Quantity], attributes: Mapping[str, np.ndarray] | None = None
+) -> str:
+    """Digest of everything that `measure` depends on: evidence, definitions, settings, code; not criteria, rationales or titles.
+
+    Parameters
+    ----------
+    stages
+        Stage -> key of the evidence.
+    quantities
+        What is to be measured.
+    attributes
+        Attribute columns of the data, which no stage depends on.
+    """
+    folder = Path(__file__).parent
     concepts = [
         (
             concept.id,
+            concept.label,
             concept.role,
             concept.roles,
             concept.descriptions,
@@ -67,7 +88,10 @@ def measurement_key(plan: AuditPlan, stages: dict[str, str], quantities: Sequenc
     return digest(
         {
             "version": VERSION,
+            "code": {name: digest_file(folder / f"{name}.py") for name in _MODULES},
             "stages": stages,
+            "attributes": {name: digest_array(column) for name, column in (attributes or {}).items()},
+            "layers": list(plan.audit.layers),
             "concepts": concepts,
             "templates": plan.spec.templates,
             "classes": list(plan.spec.classes),
@@ -104,11 +128,14 @@ def measure(
     """
     step = progress or (lambda _: None)
     concept_ids = [concept.id for concept in plan.spec.concepts]
+    effects, aurocs = measure_effects(plan, evidence)
+    held_out = probe_aurocs(evidence.probes, np.concatenate([layer.null_embeddings for layer in evidence.layers]))
+    missed = unrecognised(plan, held_out, aurocs)
     layers: list[LayerRecord] = []
     class_layers: list[ClassLayer] = []
-    found: dict[str, Measurement] = {}
+    found = effect_quantities(quantities, effects, missed)
     for source in evidence.layers:
-        layer = assign_layer(plan, evidence, source)
+        layer = assign_layer(plan, evidence, source, missed)
         step(1)
         layers.append(_layer_record(plan, layer, concept_ids))
         for position, name in enumerate(evidence.class_names):
@@ -117,11 +144,6 @@ def measure(
             class_layers.append(record)
             found.update(values)
             step(1)
-    effects, aurocs = measure_effects(plan, evidence)
-    pool = np.concatenate([layer.null_embeddings for layer in evidence.layers])
-    held_out = probe_aurocs(evidence.probes, pool)
-    missed = unrecognised(plan, held_out, aurocs)
-    found.update(effect_quantities(quantities, effects, missed))
     predicted = evidence.logits.argmax(axis=1)
     return Measurements(
         layers=tuple(layers),
@@ -139,7 +161,7 @@ def measure(
 def _layer_record(plan: AuditPlan, layer: AssignedLayer, concepts: list[str]) -> LayerRecord:
     known = ~np.isnan(layer.clarity) & ~layer.source.dead
     if known.any():
-        value = float(layer.clarity[known].mean())
+        value = float(np.clip(layer.clarity[known].mean(), *COSINE))
         draws = layer.clarity_draws[:, known].mean(axis=1)
         clarity = Measurement(
             quantity="clarity",
@@ -149,8 +171,10 @@ def _layer_record(plan: AuditPlan, layer: AssignedLayer, concepts: list[str]) ->
             interval=interval(plan, value, draws, "reference samples", COSINE),
         )
     else:
-        clarity = Measurement(quantity="clarity", unit="cosine", n=0, not_measured="every component of the layer is dead")
-    mean, deviation = layer.concept_null
+        dead = layer.source.dead.all()
+        reason = "every component of the layer is dead" if dead else "no live component has two reference samples"
+        clarity = Measurement(quantity="clarity", unit="cosine", n=0, not_measured=reason)
+    mean, deviation = layer.concept_null or (np.empty(0), np.empty(0))
     finite = layer.source.conservation[np.isfinite(layer.source.conservation)]
     return LayerRecord(
         layer=layer.source.layer,
@@ -161,7 +185,7 @@ def _layer_record(plan: AuditPlan, layer: AssignedLayer, concepts: list[str]) ->
         clarity=clarity,
         calibration=tuple(
             ReferenceRecord(concept=name, null_mean=float(mean[index]), null_deviation=float(deviation[index]))
-            for index, name in enumerate(concepts)
+            for index, name in enumerate(concepts[: len(mean)])
         ),
     )
 
@@ -179,13 +203,18 @@ def _measure_class(
     n = len(shares)
     concepts = plan.spec.concepts
     reason = None
-    if len(rows) < settings.minimum_samples:
+    if not layer.present.any():
+        # What never varies has no reference samples: even where it carries relevance, nothing tells what it means.
+        reason = f"every component of layer {layer.source.layer} is dead: none varies over the test data"
+    elif len(rows) < settings.minimum_samples:
         reason = f"{len(rows)} samples of class {name}, {settings.minimum_samples} needed"
     elif n < settings.minimum_samples:
         reason = (
             f"relevance reaches layer {layer.source.layer} in only {n} samples of class {name},"
             f" {settings.minimum_samples} needed"
         )
+    elif not layer.eligible.any():
+        reason = f"no live component of layer {layer.source.layer} has two reference samples that could say what it means"
     roles = [concept.role_for(name) for concept in concepts]
     groups = {
         role: [c.id for c, r in zip(concepts, roles, strict=True) if r == role] for role in ("valid", "spurious", "neutral")
@@ -237,6 +266,8 @@ def _measure_class(
             values[quantity.key] = unexplained
         elif quantity.kind == "clarity":
             values[quantity.key] = _weighted_clarity(plan, layer, mean_shares, drawn_shares, n)
+        elif not quantity.concepts:
+            values[quantity.key] = quantity.missing("the check speaks of no concept", n)
         else:
             values[quantity.key] = reliance(quantity.concepts)
     return record, values
@@ -258,7 +289,7 @@ def _weighted_clarity(
         return Measurement(
             quantity="clarity", unit="cosine", n=n, not_measured="no component with relevance has two reference samples"
         )
-    value = float((mean_shares[known] * layer.clarity[known]).sum() / total)
+    value = float(np.clip((mean_shares[known] * layer.clarity[known]).sum() / total, *COSINE))
     draws = (drawn_shares[:, known] * layer.clarity_draws[:, known]).sum(axis=1) / drawn_shares[:, known].sum(axis=1)
     spread = interval(plan, value, draws, "test samples and reference samples", COSINE)
     return Measurement(quantity="clarity", unit="cosine", value=value, interval=spread, n=n)
@@ -274,7 +305,7 @@ def _components(
     magnitude = np.abs(relevance).mean(axis=0, dtype=np.float64)
     signed = np.divide(relevance.mean(axis=0, dtype=np.float64), magnitude, out=np.zeros_like(magnitude), where=magnitude > 0)
     method = f"Bayesian bootstrap over test samples, {len(drawn_shares)} draws"
-    usable: np.ndarray = np.asarray(layer.present.any(axis=1))
+    usable: np.ndarray = np.asarray(layer.present.any(axis=1)) & (layer.concept_null is not None)
     records = []
     for index in np.lexsort((np.arange(len(mean_shares)), -mean_shares)):
         k, share = int(index), float(min(mean_shares[index], 1.0))

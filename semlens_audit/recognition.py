@@ -56,8 +56,10 @@ def probe_aurocs(probes: Mapping[str, ConceptProbes], pool: np.ndarray) -> dict[
     probes
         concept id -> probes.
     pool
-        (M, d) embeddings of random crops.
+        (M, d) embeddings of random crops; without any, nothing is judged.
     """
+    if not len(pool):
+        return {}
     centre = pool.astype(np.float64).mean(axis=0)
     found: dict[str, float] = {}
     for name, own in probes.items():

@@ -35,7 +35,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def concept_embedding(embeddings: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Mean embedding of each component's reference samples (SemanticLens, eq. 2).
+    """Mean embedding of each component's reference samples (SemanticLens).
 
     Parameters
     ----------
@@ -126,8 +126,8 @@ def _cosine(vectors: np.ndarray, directions: np.ndarray) -> np.ndarray:
 def alignment(vectors: np.ndarray, probes: ProbeSet) -> np.ndarray:
     """Cosine of embeddings with every probe.
 
-    ``cos(v - origin, direction) - cos(v, baseline)``; with zero baselines this is SemanticLens, eq. 5 (template-difference
-    probe); with the empty prompt as baseline it is the difference-of-cosines probe of arXiv 2505.20229.
+    ``cos(v - origin, direction) - cos(v, baseline)``; with zero baselines this is the template-difference probe of
+    SemanticLens; with the empty prompt as baseline it is the difference-of-cosines probe of arXiv 2505.20229.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def gram(embeddings: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray
 
 
 def clarity(embeddings: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Mean pairwise cosine of each component's reference embeddings (SemanticLens, eq. 8).
+    """Mean pairwise cosine of each component's reference embeddings (SemanticLens).
 
     ``(||mean_i v_i||^2 - 1/m) * m / (m - 1)`` with unit-length v_i.
 

@@ -57,7 +57,7 @@ def _headline(
 ) -> str:
     checks = len({finding.check for finding in findings})
     if state == "satisfied":
-        return f"{subject}: all {checks} checks are satisfied."
+        return f"{subject}: {f'all {checks} checks are' if checks > 1 else 'the only check is'} satisfied."
     if state == "inconclusive":
         open_checks = sorted({finding.check for finding in findings if finding.state == "inconclusive"})
         return f"{subject}: no check failed, and the data cannot settle {_list(open_checks)}."
@@ -130,7 +130,7 @@ def _compare(outside: Finding, inside: Sequence[Finding]) -> str:
         return f"both lines of evidence speak against it (relevance {shares}; effect on the margin {effect})."
     if inner == outer == "satisfied":
         return f"both lines of evidence find it within its criteria (relevance {shares}; effect on the margin {effect})."
-    if outer == "not_measured":
+    if outer == "not_measured" and shares:
         return f"only the mechanistic line speaks (relevance {shares}); behavioural: {outside.measurement.not_measured}."
     if inner == "not_satisfied" and outer == "satisfied":
         return (

@@ -67,12 +67,43 @@ def test_unknown_attribute_values_are_left_out() -> None:
     assert used.value == pytest.approx(1.5, abs=0.15)
 
 
-def test_duplicating_the_concept_splits_nothing_into_nan() -> None:
+def test_concepts_that_always_come_together_are_not_measured_and_the_others_are() -> None:
     labels, present, margin = _world()
-    first, second, _ = _run(labels, present[:, [0, 0, 1]], margin)
-    assert first.value is not None
-    assert second.value is not None
-    assert first.value + second.value == pytest.approx(1.5, abs=0.15)
+    first, second, third = _run(labels, present[:, [0, 0, 1]], margin)
+    assert first.value is None
+    assert "cannot be told apart" in str(first.reason)
+    assert second.reason == first.reason
+    assert third.value == pytest.approx(0.0, abs=0.15)
+
+
+def test_unknown_everywhere_is_said_and_costs_the_others_nothing() -> None:
+    labels, present, margin = _world()
+    present[5:, 1] = -1
+    used, rare = _run(labels, present, margin)
+    assert used.n == 800
+    assert used.value == pytest.approx(1.5, abs=0.15)
+    assert "known for 5 samples, 30 needed" in str(rare.reason)
+
+
+def test_more_coefficients_than_the_samples_bear_are_not_measured() -> None:
+    rng = np.random.default_rng(4)
+    labels = np.arange(40) % 2
+    columns = (rng.random((40, 24)) < 0.5).astype(np.int8)
+    results = _run(labels, columns, rng.normal(size=40), minimum_cell=1)
+    assert all(result.value is None for result in results)
+    assert "too few to tell 26 effects" in str(results[0].reason)
+
+
+def test_a_thousand_classes_cost_no_more_than_two() -> None:
+    rng = np.random.default_rng(5)
+    labels = np.concatenate([np.arange(1000).repeat(2), np.zeros(400, dtype=np.int64)])
+    column = (rng.random(len(labels)) < 0.5).astype(np.int8)
+    margin = rng.normal(size=1000)[labels] + 0.7 * column + rng.normal(0, 0.2, len(labels))
+    effect = _run(labels, column[:, None], margin, bootstrap=100)[0]
+    assert effect.value == pytest.approx(0.7, abs=0.05)
+    classes = (labels[:, None] == np.arange(1000)).astype(float)
+    expected = np.linalg.lstsq(np.column_stack([classes, column]), margin, rcond=None)[0][-1]
+    assert effect.value == pytest.approx(expected, abs=1e-6)
 
 
 def test_interval_covers_the_true_effect_at_its_nominal_rate() -> None:

@@ -208,12 +208,31 @@ def test_critical_z_parts_significant_from_insignificant(seed: int) -> None:
     z = rng.normal(size=(20, 3)) + np.where(rng.random((20, 3)) < 0.3, 5.0, 0.0)
     eligible = rng.random(20) < 0.9
     mask = false_discovery_mask(z, eligible, least=2.0, rate=0.05)
-    cut = critical_z(mask, eligible, least=2.0, rate=0.05)
+    cut = critical_z(z, eligible, least=2.0, rate=0.05)
     if mask.any():
         assert z[mask].min() >= cut - 1e-6
     open_pairs = z[eligible][~mask[eligible]]
     if open_pairs.size:
         assert open_pairs.max() < cut + 1e-6
+
+
+def test_critical_z_is_that_of_false_discovery_control_alone() -> None:
+    """Pairs below the least z count as rejections too: what is cut off by `least` must not raise the bar."""
+    z = np.concatenate([np.full(10, 4.0), np.full(90, 2.5)])[:, None]
+    everyone = np.ones(100, dtype=bool)
+    assert critical_z(z, everyone, least=3.0, rate=0.05) == 3.0
+    assert critical_z(np.zeros((100, 1)), everyone, least=3.0, rate=1e-20) > 9
+    assert critical_z(np.zeros((0, 1)), np.zeros(0, dtype=bool), least=3.0, rate=0.05) == 3.0
+
+
+def test_large_random_sets_scatter_as_sets_of_the_data_do() -> None:
+    rng = np.random.default_rng(16)
+    population = scores.unit(rng.normal(size=(20_000, 8)))
+    probes = scores.ProbeSet(rng.normal(size=(1, 8)), np.zeros((1, 8)), np.zeros((1, 8)), np.array([0]))
+    null = calibrate(population[:100], 100, 400, probes, np.random.default_rng(17))
+    means = np.array([population[rng.integers(20_000, size=100)].mean(axis=0) for _ in range(400)])
+    spread = scores.alignment(means, probes).std()
+    assert null.deviation[0] == pytest.approx(spread, rel=0.3)
 
 
 def test_assignment_takes_the_best_aligned_significant_concept_once() -> None:
