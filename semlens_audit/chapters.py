@@ -21,6 +21,14 @@ __all__ = ["attachments", "crosswalk", "glossary", "identities", "method", "repr
 
 _CLASSES = 20
 _ORDER: tuple[State, ...] = ("not_satisfied", "not_measured", "inconclusive", "satisfied")
+_HEATMAPS = {
+    "lrp": "its conditional relevance heatmap (concept relevance propagation, Achtibat et al., arXiv 2206.03208)",
+    "activation_x_gradient": "its activation map, scaled up to the image",
+}
+_RELEVANCES = {
+    "lrp": "layer-wise relevance propagation, Bach et al. 2015",
+    "activation_x_gradient": "activation times gradient of the class logit",
+}
 _SELECTIONS = {
     "relevance": "on which its relevance for the class is largest (relevance maximisation)",
     "activation": "that activate it most (activation maximisation)",
@@ -124,6 +132,8 @@ def method(record: AuditRecord) -> Method:
     return Method(
         reference_samples=str(settings.reference_samples),
         selection=_SELECTIONS[settings.selection],
+        heatmap=_HEATMAPS[settings.attribution],
+        relevance=_RELEVANCES[settings.attribution],
         probe=_PROBES[settings.probe],
         significance=f"{settings.significance:g}",
         false_discovery_rate=format_value("share", settings.false_discovery_rate),

@@ -279,6 +279,10 @@ class Method:
     reference_samples: str
     selection: str
     """What makes an image one of them."""
+    heatmap: str
+    """Where in an image a component is driven from."""
+    relevance: str
+    """What gives the relevance."""
     probe: str
     significance: str
     false_discovery_rate: str
