@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from semlens_audit.errors import DataError
 
@@ -32,6 +32,8 @@ def read_image(path: Path, *, at_least: int | None = None) -> Image.Image:
         ``missing-image``, ``empty-image``, ``truncated-image``, ``image-too-large`` (more than twice
         ``PIL.Image.MAX_IMAGE_PIXELS``) or ``unreadable-image``, naming the file.
     """
+    # WeasyPrint switches this on for the whole process when it is imported; half an image must not pass as evidence
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         if path.stat().st_size == 0:
             raise DataError(

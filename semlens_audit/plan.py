@@ -104,7 +104,11 @@ class ClassSpec(_Asked):
 class Criterion(_Asked):
     """Acceptance criterion: exactly one of the two bounds."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["at_most"]}, {"required": ["at_least"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [bound], "properties": {bound: {"type": "number"}}} for bound in ("at_most", "at_least")]
+        }
+    )
 
     at_most: float | None = None
     at_least: float | None = None
