@@ -11,10 +11,13 @@ from statistics import NormalDist
 
 import numpy as np
 
-from semlens_audit.scores import EPSILON, ProbeSet, alignment
+from semlens_audit.scores import ProbeSet, alignment
 from semlens_audit.statistics import benjamini_hochberg, normal_tail
 
 __all__ = ["Calibration", "assign", "calibrate", "concept_z", "critical_z", "excess", "false_discovery_mask"]
+
+_SCATTER = 1e-9
+"""Deviation that rounding alone may leave."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def calibrate(pool: np.ndarray, m: int, sets: int, probes: ProbeSet, rng: np.ran
 
 
 def _standardise(values: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    return (values - mean) / np.maximum(deviation, EPSILON)
+    """Deviations from the null mean; 0 where random sets do not differ, since nothing can then be called unusual."""
+    return np.where(deviation > _SCATTER, (values - mean) / np.maximum(deviation, _SCATTER), 0.0)
 
 
 def _largest(z: np.ndarray, probes: ProbeSet) -> np.ndarray:

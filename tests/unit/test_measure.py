@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semlens_audit import checks, verdict
+from semlens_audit import checks, scores, verdict
+from semlens_audit.assignment import assign_layer
 from semlens_audit.errors import DataError, ExitCode
 from semlens_audit.evidence import Evidence
 from semlens_audit.measure import Measurements, measure, measurement_key
@@ -232,3 +233,144 @@ def test_not_measured_is_never_decided() -> None:
 def test_no_finding_is_incomplete() -> None:
     result = verdict.decide([], [], [], "Model A")
     assert (result.state, result.exit_code) == ("not_measured", ExitCode.INCOMPLETE)
+
+
+def _layer(evidence: Evidence, **changes: object) -> Evidence:
+    return dataclasses.replace(evidence, layers=(dataclasses.replace(evidence.layers[0], **changes),))  # type: ignore[arg-type]
+
+
+def test_key_changes_with_everything_that_a_number_depends_on() -> None:
+    plan = synthetic.plan()
+    asked = checks.quantities(plan)
+    columns = {"ruler": np.array([0, 1, -1], dtype=np.int8)}
+    spec, audit = plan.spec, plan.audit
+
+    def with_audit(**changes: object) -> AuditPlan:
+        return plan.model_copy(update={"audit": audit.model_copy(update=changes)})
+
+    retitled = spec.concepts[1].model_copy(update={"title": "scale bar"})
+    moved = spec.concepts[1].model_copy(update={"attribute": "scale"})
+    roles = spec.concepts[1].model_copy(update={"role": "neutral"})
+    settings = audit.measurement.model_copy(update={"minimum_recognition": 0.9})
+    subject = audit.subject.model_copy(update={"class_map": {"melanoma": "nevus"}})
+    others = [
+        measurement_key(plan, {"a": "1"}, asked, columns | {"ruler": np.array([0, 1, 1], dtype=np.int8)}),
+        measurement_key(plan, {"a": "1"}, asked, columns | {"hair": columns["ruler"]}),
+        measurement_key(plan, {"a": "1"}, asked, {}),
+        measurement_key(plan, {"a": "1"}, asked[1:], columns),
+        *(
+            measurement_key(changed, {"a": "1"}, asked, columns)
+            for changed in (
+                with_audit(seed=1),
+                with_audit(layers=("layer2", "layer1")),
+                with_audit(measurement=settings),
+                with_audit(subject=subject),
+                *(
+                    plan.model_copy(
+                        update={"spec": spec.model_copy(update={"concepts": (spec.concepts[0], one, spec.concepts[2])})}
+                    )
+                    for one in (retitled, moved, roles)
+                ),
+            )
+        ),
+    ]
+    keys = {measurement_key(plan, {"a": "1"}, asked, columns), *others}
+    assert len(keys) == 1 + len(others)
+    batch = with_audit(measurement=audit.measurement.model_copy(update={"batch_size": 3}))
+    assert measurement_key(batch, {"a": "1"}, asked, columns) not in others
+
+
+def test_a_bad_probe_takes_no_component_from_a_good_one() -> None:
+    """A valid concept whose probe is a ruler's would turn spurious reliance into valid reliance."""
+    plan, evidence = synthetic.plan(), synthetic.evidence(SHORTCUT)
+    ruler = evidence.probes["ruler"]
+    tilted = ruler.text + 0.05 * np.random.default_rng(2).normal(size=ruler.text.shape[-1])
+    probes = dict(evidence.probes) | {"border": dataclasses.replace(ruler, text=tilted.astype(np.float32))}
+    confused = dataclasses.replace(evidence, probes=probes)
+    layer = confused.layers[0]
+    doubted = assign_layer(plan, confused, layer, {"border"})
+    assert (doubted.assigned[3:6] == 1).all()
+    assert (doubted.assigned_draws[:, 3:6] != 0).mean() > 0.95
+    alone = assign_layer(plan, evidence, layer, {"ruler"})
+    assert (alone.assigned[3:6] == 1).all(), "what means nothing else is still assigned to it: a violation stands"
+
+
+def test_few_reference_samples_are_held_against_sets_as_small() -> None:
+    rng = np.random.default_rng(8)
+    evidence, pool = synthetic.evidence(SHORTCUT), synthetic.evidence(SHORTCUT).layers[0].null_embeddings
+    k, m = 400, 12
+    embeddings, ids = pool[rng.integers(len(pool), size=(k, m))].copy(), np.tile(np.arange(m), (k, 1))
+    ids[200:, 2:] = -1
+    embeddings[200:, 2:] = 0
+    layer = dataclasses.replace(evidence.layers[0], embeddings=embeddings, reference_ids=ids, dead=np.zeros(k, dtype=bool))
+    z = assign_layer(synthetic.plan(), evidence, layer).z
+    assert z[200:].std() == pytest.approx(z[:200].std(), rel=0.25)
+    assert abs(z[200:].mean()) < 0.3
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_a_layer_without_meaning_is_not_measured_and_never_a_pass(dead: bool) -> None:
+    evidence = synthetic.evidence(CLEAN)
+    ids = np.full((12, 12), -1)
+    if not dead:
+        ids[:, 0] = 0
+    embeddings = evidence.layers[0].embeddings * (ids >= 0)[..., None]
+    none = np.zeros((0, synthetic.DIMENSION), dtype=np.float32)
+    silent = _layer(evidence, reference_ids=ids, embeddings=embeddings, dead=np.full(12, dead), null_embeddings=none)
+    result, found = _verdict(synthetic.plan(), silent)
+    assert result.exit_code is ExitCode.INCOMPLETE
+    assert {finding.state for finding in found if finding.layer} == {"not_measured"}
+    assert ("dead" if dead else "two reference samples") in found[0].explanation
+    assert _measured(synthetic.plan(), silent).layers[0].calibration == ()
+
+
+def test_identical_crops_have_clarity_one_and_mean_nothing_by_rounding() -> None:
+    vector = scores.unit(np.ones(synthetic.DIMENSION)).astype(np.float32)
+    evidence = synthetic.evidence(CLEAN)
+    same = _layer(evidence, embeddings=np.tile(vector, (12, 12, 1)))
+    assert _measured(synthetic.plan(), same).layers[0].clarity.value == pytest.approx(1.0)
+    flat = _layer(evidence, null_embeddings=np.tile(vector, (600, 1)))
+    assert _measured(synthetic.plan(), flat).class_layers[0].unexplained.value == pytest.approx(1.0)
+
+
+def test_two_classes_are_told_apart() -> None:
+    evidence = synthetic.evidence(SHORTCUT, effect=2.0)
+    layer = evidence.layers[0]
+    swapped = layer.relevance[:, 0, [3, 4, 5, 0, 1, 2, 6, 7, 8, 9, 10, 11]]
+    both = dataclasses.replace(
+        _layer(evidence, relevance=np.stack([swapped, layer.relevance[:, 0]], axis=1)),
+        audited=(0, 1),
+        class_names=("naevus", "melanoma"),
+    )
+    base = synthetic.plan(
+        [
+            synthetic.check("one", "concept_not_used", {"at_most": 0.2}, concepts=["ruler"]),
+            synthetic.check("two", "concept_not_used", {"at_most": 0.2}, concepts=["border"]) | {"class": "naevus"},
+            synthetic.check("effect", "behavioural_effect", {"at_most": 1.0}, concepts=["ruler"]) | {"class": "naevus"},
+        ]
+    )
+    classes = dict.fromkeys(("naevus", "melanoma"), base.spec.classes["melanoma"])
+    plan = base.model_copy(update={"spec": base.spec.model_copy(update={"classes": classes})})
+    result, found = _verdict(plan, both)
+    assert "decisions for melanoma rest on ruler" in result.headline
+    assert "decisions for naevus rest on border and ruler" in result.headline
+    naevus, melanoma = _measured(plan, both).class_layers
+    assert (naevus.class_name, melanoma.class_name) == ("naevus", "melanoma")
+    assert naevus.concepts["border"].value == pytest.approx(melanoma.concepts["ruler"].value, abs=0.03)
+    assert found[2].measurement.value == pytest.approx(2.0, abs=0.3), "the size of an effect that lowers the margin"
+
+
+def test_sentences_for_one_and_for_many() -> None:
+    one = synthetic.plan([synthetic.check("only", "clarity", {"at_least": 0.01})])
+    assert _verdict(one, synthetic.evidence(CLEAN))[0].headline == "Model A: the only check is satisfied."
+    _, found = _verdict(synthetic.plan(), synthetic.evidence(SHORTCUT))
+    assert "components that mean ruler or hair hold" in next(f.explanation for f in found if f.check == "spurious")
+
+
+def test_a_check_that_speaks_of_no_concept_is_not_measured() -> None:
+    plan = synthetic.plan([synthetic.check("none", "spurious_reliance", {"at_most": 0.3})])
+    harmless = tuple(c.model_copy(update={"role": "valid"}) for c in plan.spec.concepts)
+    empty = plan.model_copy(update={"spec": plan.spec.model_copy(update={"concepts": harmless})})
+    result, found = _verdict(empty, synthetic.evidence(SHORTCUT))
+    assert result.exit_code is ExitCode.INCOMPLETE
+    assert "speaks of no concept" in found[0].explanation
