@@ -51,8 +51,8 @@ def _groups(samples: np.ndarray) -> list[_Group]:
     for rows in np.split(np.arange(len(samples)), np.flatnonzero(np.diff(samples)) + 1):
         slots += [rows[start : start + _TURNS] for start in range(0, len(rows), _TURNS)]
     slots.sort(key=lambda rows: (-len(rows), int(rows[0])) if len(rows) else (0, 0))
-    width, result, last = min(_WIDTH, len(slots)), [], 0
-    for start in range(0, len(slots) if len(samples) else 0, width):
+    width, result, last = min(_WIDTH, len(slots)), [], 0  # a layer of dead components has no reference at all
+    for start in range(0, len(slots), width or 1):
         group = slots[start : start + width]
         last += sum(len(rows) for rows in group)
         turns = len(group[0])

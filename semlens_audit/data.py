@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -195,7 +195,7 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
         root = _existing_folder(plan)
         rows = _rows(plan, root)
         attributes_file = resolve(plan, audit.data.attributes) if audit.data.attributes else None
-    labelled = _label(rows, classes, audit)
+    labelled = _label(rows, classes, audit, _where(plan, root, rows))
     labelled = _spread(sorted(labelled), audit.data.limit)
     _check_files(root, [path for path, _ in labelled])
     if len({label for _, label in labelled}) < 2:
@@ -302,7 +302,23 @@ def _pattern_rows(root: Path, pattern: str, classes: Sequence[str]) -> list[tupl
     return rows
 
 
-def _label(rows: Iterable[tuple[str, str]], classes: Sequence[str], audit: Audit) -> list[tuple[str, int]]:
+def _where(plan: AuditPlan, root: Path, rows: Sequence[tuple[str, str]]) -> dict[str, tuple[str, int | None]]:
+    """Label text -> file and line of the table that gives it first, or the sub-folder of that name."""
+    data = plan.audit.data
+    first: dict[str, int] = {}
+    for line, (_, text) in enumerate(rows, start=2):
+        first.setdefault(text, line)
+    if data.source == "phantom":
+        return {}
+    if data.labels is None:
+        return {text: (str(root / text), None) for text in first}
+    table = str(resolve(plan, data.labels))
+    return {text: (table, line) for text, line in first.items()}
+
+
+def _label(
+    rows: Iterable[tuple[str, str]], classes: Sequence[str], audit: Audit, where: Mapping[str, tuple[str, int | None]]
+) -> list[tuple[str, int]]:
     """Turn label texts into class indices; a label may be a class of the model or a class of the spec mapped to one."""
     index = {name: i for i, name in enumerate(classes)}
     for spec_name, model_name in audit.subject.class_map.items():
@@ -319,11 +335,15 @@ def _label(rows: Iterable[tuple[str, str]], classes: Sequence[str], audit: Audit
     for text, paths in sorted(unknown.items()):
         near = get_close_matches(text, list(index), n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"The model's classes: {', '.join(classes[:_LISTED])}."
+        file, line = where.get(text, (None, None))
+        count = f"{len(paths)} samples, e.g." if len(paths) > 1 else "of"
         problems.append(
             Problem(
                 "label-mismatch",
-                f"The label {text!r} ({len(paths)} samples, e.g. {paths[0]}) is no class of the model.",
+                f"The label {text!r} ({count} {paths[0]}) is no class of the model.",
                 hint,
+                file,
+                line,
             )
         )
     _raise_all(problems)

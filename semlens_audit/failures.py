@@ -81,6 +81,9 @@ def answer(error: BaseException, command: Sequence[str]) -> ExitCode:
     """Print what `error` means to the user and give the exit code for it."""
     if isinstance(error, KeyboardInterrupt):
         print(_RESUME, file=sys.stderr)
+        # An interrupt that passed through `exec` (as in torch's import) leaves a mark in CPython, by which it would end
+        # with the signal instead of the exit code; the next `exec` wipes it.
+        exec("pass")
         return ExitCode.INTERRUPTED
     if isinstance(error, AuditError):
         print_problems(error.problems)
@@ -111,11 +114,11 @@ def _of_the_machine(error: BaseException) -> Problem | None:
     if not isinstance(error, OSError):
         return None
     file = error.filename if isinstance(error.filename, str) else None
-    place = file or "the disk"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return Problem("disk-full", f"There is no room left to write {place}.", "Free some space, then run the same command.")
+        room = f"The disk has no room left to write {file}." if file else "The disk is full."
+        return Problem("disk-full", room, "Free some space, then run the same command; what was finished is kept.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return Problem("no-permission", f"{place} may not be read or written: {error.strerror}.", "Check its permissions.")
+        return Problem("no-permission", f"{file or 'A file'} may not be read or written: {error.strerror}.", "Check its permissions.")
     if error.errno == errno.ENOENT and file:
         return Problem("no-such-file", f"{file} does not exist.", "Check the path; it is relative to the current folder.")
     if error.errno in (errno.EISDIR, errno.ENOTDIR) and file:

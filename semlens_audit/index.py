@@ -15,6 +15,7 @@ from semlens_audit.data import DataSet, class_names, open_data
 from semlens_audit.digest import digest
 from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence
 from semlens_audit.paths import store_path
+from semlens_audit.places import placed_in_audit
 from semlens_audit.plan import AuditPlan
 from semlens_audit.probe_texts import box_text, prompts
 from semlens_audit.progress import Progress, SilentProgress
@@ -75,16 +76,18 @@ def build(
     if "images" in lacking:
         _verify(data, store, inputs["images"], progress)
     if any(name.partition(":")[0] in {"outputs", "references", "relevance", "selection", "crops"} for name in lacking):
+        import semlens_audit._torchvision  # noqa: F401  (before own code of the user imports torchvision)
         from semlens_audit.crops import crop_pass
         from semlens_audit.passes import forward_pass, relevance_pass
         from semlens_audit.selection import select_references
         from semlens_audit.subject import load_subject
 
-        subject = load_subject(plan, allow_code=allow_code)
-        forward_pass(plan, data, store, subject, inputs, progress)
-        relevance_pass(plan, data, store, subject, inputs, progress)
-        select_references(plan, store, inputs)
-        crop_pass(plan, data, store, subject, inputs, progress)
+        with placed_in_audit(plan):
+            subject = load_subject(plan, allow_code=allow_code)
+            forward_pass(plan, data, store, subject, inputs, progress)
+            relevance_pass(plan, data, store, subject, inputs, progress)
+            select_references(plan, store, inputs)
+            crop_pass(plan, data, store, subject, inputs, progress)
         del subject
     if any(name.partition(":")[0] in {"foundation", "views", "embeddings", "null", "probes"} for name in lacking):
         from semlens_audit.foundation import load_foundation

@@ -77,7 +77,14 @@ def carry_out(plan: AuditPlan, *, progress: Progress, pdf: bool, out: Path | Non
     try:
         return Outcome(record, (results, *report.write(record, place, pdf=True)))
     except AuditError as error:
-        return Outcome(record, (results, *html), error.problems)
+        return Outcome(record, (results, *html), (*error.problems, *_without_pdf(record)))
+
+
+def _without_pdf(record: AuditRecord) -> tuple[Problem, ...]:
+    if record.verdict.exit_code != ExitCode.SATISFIED:
+        return ()
+    said = "Every check is satisfied, but the PDF that was asked for is missing: exit code 4 instead of 0."
+    return (Problem("pdf-missing", said, "Mend what is said above, or run without --pdf."),)
 
 
 def assigned(plan: AuditPlan, class_name: str) -> dict[tuple[str, int], str | None] | None:

@@ -79,8 +79,8 @@ def _problems(model: type[BaseModel], source: Source, error: ValidationError) ->
     found: dict[tuple[KeyPath, str], Problem] = {}
     for detail in error.errors(include_url=False):
         path = _path(source.data, detail["loc"])
-        if path is None:
-            continue
+        if path is None or (detail["type"] == "too_short" and _at(source.data, path)):
+            continue  # a list is also "too short" where each of its entries is wrong, which is said of the entries
         problem = _translate(model, source, path, dict(detail))
         found.setdefault((path, problem.slug), problem)
     return list(found.values())

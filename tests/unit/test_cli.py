@@ -151,6 +151,16 @@ def test_an_error_of_a_library_that_answers_an_interrupt_counts_as_the_interrupt
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_an_interrupt_that_passed_through_exec_still_ends_with_the_exit_code() -> None:
+    source = (
+        "import sys\n"
+        "from semlens_audit.failures import guard\n"
+        "sys.exit(int(guard(lambda: exec('raise KeyboardInterrupt'), ['semlens-audit'])))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, "a negative code means that the process ended by the signal"
+
+
 @pytest.mark.parametrize(
     ("error", "slug"),
     [

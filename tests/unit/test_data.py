@@ -54,6 +54,18 @@ def test_label_that_is_no_class_lists_every_one_with_a_suggestion(plan_of, image
     assert [problem.slug for problem in caught.value.problems] == ["label-mismatch"] * 2
     assert "'melanoma'" in caught.value.problems[0].hint
     assert "nevus" in caught.value.problems[1].hint
+    assert [problem.where for problem in caught.value.problems] == [
+        str(image_folder / "melanomas"),
+        str(image_folder / "zebra"),
+    ]
+
+
+def test_label_of_a_table_that_is_no_class_gives_its_line(plan_of, image_folder, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\na/0.png,a\nb/0.png,B\nb/1.png,B\n")
+    with pytest.raises(DataError, match=r"'B' \(2 samples, e\.g\. b/0\.png\)") as caught:
+        open_data(plan_of(data=Data(source="csv", path="images", labels="labels.csv")))
+    assert caught.value.problems[0].where == f"{table}:3"
 
 
 def test_class_of_the_spec_is_accepted_as_label(plan_of, image_folder):
@@ -126,7 +138,7 @@ def test_table_with_suffix_and_byte_order_mark(plan_of, image_folder, tmp_path):
         ("id,dx\n/etc/passwd,a\n", "bad-path", 2),
         ("id,dx\n", "no-images", None),
         ("id,dx\na/0,a\na/9,b\nb/9,b\n", "missing-image", None),
-        ("id,dx\na/0,zz\na/1,b\n", "label-mismatch", None),
+        ("id,dx\na/0,zz\na/1,b\n", "label-mismatch", 2),
     ],
 )
 def test_bad_table(plan_of, image_folder, tmp_path, text, slug, line):

@@ -1,0 +1,49 @@
+"""Where in the audit file a complaint about the model belongs: what only loading it shows still gets its line and column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from semlens_audit.errors import AuditError, Problem
+from semlens_audit.plan import AuditPlan
+from semlens_audit.yaml_source import KeyPath, load
+
+__all__ = ["placed_in_audit"]
+
+_KEYS: dict[str, KeyPath] = {
+    "bad-arguments": ("subject", "model", "arguments"),
+    "classes-do-not-fit": ("subject", "classes"),
+    "code-not-allowed": ("subject", "model", "name"),
+    "crop-larger-than-resize": ("subject", "preprocessing"),
+    "model-fails": ("subject", "model"),
+    "not-a-classifier": ("subject", "model", "name"),
+    "unknown-architecture": ("subject", "model", "name"),
+    "unsupported-source": ("subject", "model", "source"),
+}
+_OF_LAYERS = frozenset({"no-tensor-output", "unknown-layer", "unknown-layout", "unused-layer"})
+
+
+@contextmanager
+def placed_in_audit(plan: AuditPlan) -> Iterator[None]:
+    """Give every `AuditError` from inside that names no file its place in the plan's audit file, where it has one there."""
+    try:
+        yield
+    except AuditError as error:
+        problems = tuple(_placed(plan, problem) for problem in error.problems)
+        if problems == error.problems:
+            raise
+        raise type(error)(error.slug, problems[0].message, problems=problems) from error
+
+
+def _placed(plan: AuditPlan, problem: Problem) -> Problem:
+    path = _KEYS.get(problem.slug)
+    if problem.slug in _OF_LAYERS:
+        named = [index for index, layer in enumerate(plan.audit.layers) if repr(layer) in problem.message]
+        path = ("layers", named[0]) if named else ("layers",)
+    if problem.file is not None or path is None:
+        return problem
+    line, column = load(Path(plan.audit_file)).places.value(path)
+    return replace(problem, file=plan.audit_file, line=line, column=column)
