@@ -52,7 +52,10 @@ def read_image(path: Path, *, at_least: int | None = None) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise DataError(
-            "image-too-large", f"The image is too large to decode safely: {error}.", "Scale it down.", file=str(path)
+            "image-too-large",
+            f"The image is too large to decode safely: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels.",
+            "Scale it down.",
+            file=str(path),
         ) from error
     except UnidentifiedImageError as error:
         raise DataError(

@@ -76,7 +76,6 @@ def build(
     if "images" in lacking:
         _verify(data, store, inputs["images"], progress)
     if any(name.partition(":")[0] in {"outputs", "references", "relevance", "selection", "crops"} for name in lacking):
-        import semlens_audit._torchvision  # noqa: F401  (before own code of the user imports torchvision)
         from semlens_audit.crops import crop_pass
         from semlens_audit.passes import forward_pass, relevance_pass
         from semlens_audit.selection import select_references

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -97,6 +98,8 @@ def _from_code(source: ModelSource, code_file: Path | None, allow_code: bool) ->
             "Write path/to/file.py:function.",
             file=str(code_file) if code_file else None,
         )
+    import semlens_audit._torchvision  # noqa: F401  (the file may well import torchvision)
+
     function_name = source.name.rpartition(":")[2]
     name = f"_semlens_subject_{hashlib.sha256(str(code_file).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, code_file)
@@ -110,11 +113,15 @@ def _from_code(source: ModelSource, code_file: Path | None, allow_code: bool) ->
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        what = error.msg if isinstance(error, SyntaxError) else error
+        line, column = _position(error, code_file)
         raise SubjectError(
             "bad-code",
-            f"Importing the file failed: {type(error).__name__}: {error}.",
+            f"Importing the file failed: {type(error).__name__}: {what}.",
             "Mend the file.",
             file=str(code_file),
+            line=line,
+            column=column,
         ) from error
     finally:
         sys.path.remove(str(code_file.parent))
@@ -136,6 +143,14 @@ def _from_code(source: ModelSource, code_file: Path | None, allow_code: bool) ->
             file=str(code_file),
         )
     return model
+
+
+def _position(error: Exception, code_file: Path) -> tuple[int | None, int | None]:
+    """Line and column of the file at which importing it failed, as far as known."""
+    if isinstance(error, SyntaxError) and error.filename == str(code_file):
+        return error.lineno, error.offset
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(code_file)]
+    return (lines[-1] if lines else None), None
 
 
 def _call(make: Callable[[], Any], source: ModelSource) -> Any:

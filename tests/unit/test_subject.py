@@ -242,6 +242,32 @@ def test_own_code_that_does_not_do(plan_of, own, tmp_path, name, slug):
     assert caught.value.slug == slug
 
 
+@pytest.mark.parametrize(
+    ("code", "place"),
+    [("x = 1\n1 / 0\n", ":2"), ("x = 1\ndef make(:\n", ":2:10"), ("import neighbour\nneighbour.WITDH\n", ":2")],
+)
+def test_own_code_that_cannot_be_imported_gives_its_line(plan_of, own, tmp_path, code, place):
+    (tmp_path / "broken.py").write_text(code)
+    with pytest.raises(SubjectError) as caught:
+        load_subject(plan_of(model=ModelSource(source="code", name="broken.py:make"), layers=("0",)), allow_code=True)
+    assert caught.value.problems[0].where == f"{tmp_path / 'broken.py'}{place}"
+
+
+def test_own_code_may_import_torchvision_before_anything_else_did(tmp_path):
+    (tmp_path / "net.py").write_text("import torchvision\n\ndef make():\n    return torchvision.models.alexnet(num_classes=2)\n")
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from semlens_audit.networks import build\n"
+        "from semlens_audit.plan import ModelSource\n"
+        "assert 'torchvision' not in sys.modules\n"
+        "source = ModelSource(source='code', name='net.py:make')\n"
+        f"build(source, code_file=Path({str(tmp_path / 'net.py')!r}), allow_code=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_model_that_outputs_nan(plan_of, own):
     source = ModelSource(source="code", name="net.py:make", arguments={"bias": float("nan")})
     with pytest.raises(ExecutionError, match="NaN") as caught:
