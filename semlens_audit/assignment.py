@@ -30,17 +30,12 @@ def generator(plan: AuditPlan, *names: str) -> np.random.Generator:
 
 
 def interval(plan: AuditPlan, value: float, draws: np.ndarray, over: str, bounds: tuple[float, float]) -> Interval:
-    """Percentile interval of the draws, shifted so that their median is the point estimate, and cut to the quantity's range.
-
-    Resampled reference samples are noisier than the samples themselves, so that fewer components reach significance in a draw
-    than at the point. Without the shift (the bootstrap's estimate of its own bias, Efron and Tibshirani 1993, chapter 10) an interval
-    would lie to one side of the estimate, and a check could fail by resampling alone.
-    """
+    """Percentile interval, cut to the quantity's range and widened to hold the point estimate, which must lie in that range."""
     level = plan.audit.measurement.confidence
-    low, middle, high = np.quantile(draws, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    low, high = np.clip(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]), *bounds)
     return Interval(
-        low=max(value + float(low - middle), bounds[0]),
-        high=min(value + float(high - middle), bounds[1]),
+        low=min(float(low), value),
+        high=max(float(high), value),
         level=level,
         method=f"Bayesian bootstrap over {over}, {len(draws)} draws",
     )
@@ -129,6 +124,9 @@ def assign_layer(
     """Assign each component to the concept it significantly means, at the point and under resampled reference samples.
 
     Under resampling the critical z of the point estimate is kept, so that one draw costs no false-discovery control of its own.
+    Resampled reference samples are noisier than the samples themselves and so align less: the draws' alignments are shifted to
+    have the point estimate as their mean (bootstrap bias correction, Efron and Tibshirani 1993, chapter 10), or else a component
+    near the critical z would lose its meaning in almost every draw.
 
     Parameters
     ----------
@@ -179,6 +177,7 @@ def assign_layer(
         weights *= present[part][:, None, :]
         weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
         drawn = resampled_alignment(embeddings[part], weights, probes)
+        drawn += (aligned[part] - drawn.mean(axis=1))[:, None]
         significant = eligible[part][:, None, None] & (concept_z(drawn, null.of(part), probes) >= cut)
         assigned_draws[:, part] = assign(excess(drawn, null.of(part), probes) - behind, significant).T
         clarity_draws[:, part] = resampled_clarity(embeddings[part], weights).T

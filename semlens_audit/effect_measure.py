@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from semlens_audit import behaviour
-from semlens_audit.assignment import build_probes, generator
+from semlens_audit.assignment import LOGITS, build_probes, generator, interval
 from semlens_audit.checks import Quantity
 from semlens_audit.evidence import Evidence
 from semlens_audit.plan import AuditPlan
-from semlens_audit.records import EffectRecord, Interval, Measurement, PresenceRecord
+from semlens_audit.records import EffectRecord, Measurement, PresenceRecord
 from semlens_audit.statistics import auroc
 
 __all__ = ["effect_quantities", "measure_effects"]
@@ -62,25 +62,13 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
     return records, aurocs
 
 
-def _percentiles(plan: AuditPlan, value: float, draws: np.ndarray) -> Interval:
-    """Percentile interval, widened to hold the estimate; least squares has no bias that would have to be shifted away."""
-    level = plan.audit.measurement.confidence
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(
-        low=min(float(low), value),
-        high=max(float(high), value),
-        level=level,
-        method=f"Bayesian bootstrap over test samples, {len(draws)} draws",
-    )
-
-
 def _effect_record(
     plan: AuditPlan, evidence: Evidence, name: str, concept: str, presence: behaviour.Presence, result: behaviour.Effect
 ) -> EffectRecord:
     if result.value is None:
         effect = Measurement(quantity="behavioural effect", unit="logits", n=result.n, not_measured=result.reason)
     else:
-        spread = _percentiles(plan, result.value, result.draws)
+        spread = interval(plan, result.value, result.draws, "test samples", LOGITS)
         effect = Measurement(quantity="behavioural effect", unit="logits", value=result.value, interval=spread, n=result.n)
     on, off = presence.present & presence.known, ~presence.present & presence.known
     counts = [

@@ -31,7 +31,7 @@ from semlens_audit.records import (
 
 __all__ = ["VERSION", "Measurements", "measure", "measurement_key"]
 
-VERSION = 5
+VERSION = 6
 """Raised whenever a change here changes a number; part of every cache key."""
 
 _MODULES = (
