@@ -105,7 +105,7 @@ def run(
                 evidence = load_evidence(plan, data, store)
             if evidence is None:
                 raise IntegrityError(
-                    "index-incomplete", "the store lacks evidence that was just written", "run the same command again"
+                    "index-incomplete", "The store lacks evidence that was just written.", "Run the same command again."
                 )
             payload = _measure(plan, evidence, quantities, progress).model_dump_json()
             store.put_measurement(key, payload)
@@ -277,21 +277,25 @@ def read_record(path: Path) -> AuditRecord:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError("no-record", f"{path} cannot be read: {error}", "give the results.json that `run` wrote") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        hint = "Give the results.json that `run` wrote."
+        raise UsageError("no-record", f"The record cannot be read: {why}.", hint, file=str(path)) from error
     try:
         version = _Version.model_validate_json(text).schema_version
         if version != SCHEMA_VERSION:
             raise UsageError(
                 "record-version",
-                f"{path} is not a record of schema version {SCHEMA_VERSION}, but of version {version}",
-                "use the version of semlens-audit that wrote it, or run the audit again",
+                f"The record is not of schema version {SCHEMA_VERSION}, but of version {version}.",
+                "Use the version of semlens-audit that wrote it, or run the audit again.",
+                file=str(path),
             )
         return AuditRecord.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        said = ": ".join(part for part in (str(path), place, first["msg"]) if part)
-        raise IntegrityError("invalid-record", said, "run the audit again") from error
+        said = ": ".join(part for part in ("The record is damaged or was changed", place, first["msg"]) if part)
+        hint = "Take the file as `run` wrote it, or run the audit again."
+        raise IntegrityError("invalid-record", f"{said}.", hint, file=str(path)) from error
 
 
 def record_digest(record: AuditRecord) -> str:

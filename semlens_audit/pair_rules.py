@@ -179,7 +179,10 @@ def _examples(audit: AuditSource, audit_file: Path, spec: Source) -> None:
             size, box = sizes[image], example.get("box")
             if size is None:
                 spec.complain(
-                    "unreadable-image", (*at, "image"), f"concept '{concept.get('id')}': {path} is no readable image."
+                    "unreadable-image",
+                    (*at, "image"),
+                    f"concept '{concept.get('id')}': {path} is no readable image.",
+                    "Restore the file, or name another.",
                 )
             elif (
                 isinstance(box, list)
@@ -191,6 +194,7 @@ def _examples(audit: AuditSource, audit_file: Path, spec: Source) -> None:
                     "bad-box",
                     (*at, "box"),
                     f"concept '{concept.get('id')}': the box {box} reaches out of the image ({size[0]} x {size[1]}).",
+                    "Write x0, y0, x1, y1 in pixels of the image as it is displayed.",
                 )
 
 

@@ -97,7 +97,7 @@ class Store:
         except (PermissionError, NotADirectoryError, FileExistsError, OSError) as error:
             raise StoreError(
                 "store-not-writable",
-                f"The store's folder cannot be made: {error}.",
+                f"The store's folder cannot be made: {error.strerror}.",
                 "Set `store:` in the audit to a folder you own.",
                 file=str(path),
             ) from error

@@ -14,6 +14,7 @@ import pytest
 from semlens_audit import store as store_module
 from semlens_audit.errors import StoreError
 from semlens_audit.store import Store
+from semlens_audit.store_errors import store_error
 from semlens_audit.store_schema import TABLES, VERSION, statements
 
 
@@ -116,6 +117,28 @@ class TestRefusals:
                 content[place] ^= 0xFF
         path.write_bytes(content)
         assert refused(path).slug == "store-corrupt"
+
+    @pytest.mark.parametrize(
+        ("said", "slug"),
+        [
+            (
+                "IO Error: Trying to read a database file with version number 99, but we can only read versions between 64 and 68.\n"
+                "The database file was created with a newer version of DuckDB.",
+                "store-newer",
+            ),
+            ("IO Error: Could not write file: No space left on device", "store-full-disk"),
+            ("IO Error: Could not set lock on file: Conflicting lock is held in python (PID 42)", "store-locked"),
+            ("Corrupt database file: computed checksum 1 does not match stored checksum 2 in block", "store-corrupt"),
+            ("Out of Range Error: something new", "store-failed"),
+        ],
+    )
+    def test_what_duckdb_says_is_said_in_plain_words(self, said: str, slug: str) -> None:
+        (problem,) = store_error(duckdb.Error(said), Path("index.duckdb")).problems
+        assert (problem.slug, problem.where) == (slug, "index.duckdb")
+        assert problem.hint
+        assert "Error:" not in problem.message or slug == "store-failed"
+        if slug == "store-locked":
+            assert "42" in problem.message
 
     def test_a_folder(self, tmp_path: Path) -> None:
         assert refused(tmp_path).slug == "store-not-a-file"
