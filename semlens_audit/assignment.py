@@ -30,9 +30,14 @@ def generator(plan: AuditPlan, *names: str) -> np.random.Generator:
 
 
 def interval(plan: AuditPlan, value: float, draws: np.ndarray, over: str, bounds: tuple[float, float]) -> Interval:
-    """Percentile interval, cut to the quantity's range and widened to hold the point estimate, which must lie in that range."""
+    """Percentile interval, cut to the quantity's range and widened to hold the point estimate, which must lie in that range.
+
+    Draws that lie mostly to one side of the estimate, as where many components are near the critical z, widen the interval to the
+    other side as well: each end is the outer one of the percentile and of the percentile shifted by the median's distance.
+    """
     level = plan.audit.measurement.confidence
-    low, high = np.clip(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]), *bounds)
+    low, middle, high = np.quantile(draws, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    low, high = np.clip([min(low, low + value - middle), max(high, high + value - middle)], *bounds)
     return Interval(
         low=min(float(low), value),
         high=max(float(high), value),

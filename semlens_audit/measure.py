@@ -31,7 +31,7 @@ from semlens_audit.records import (
 
 __all__ = ["VERSION", "Measurements", "measure", "measurement_key"]
 
-VERSION = 6
+VERSION = 7
 """Raised whenever a change here changes a number; part of every cache key."""
 
 _MODULES = (
@@ -200,9 +200,7 @@ def _measure_class(
     shares = scores.relevance_shares(relevance)
     carried = shares.sum(axis=1) > 0
     shares, relevance = shares[carried], relevance[carried]
-    n = len(shares)
-    concepts = plan.spec.concepts
-    reason = None
+    n, concepts, reason = len(shares), plan.spec.concepts, None
     if not layer.present.any():
         # What never varies has no reference samples: even where it carries relevance, nothing tells what it means.
         reason = f"every component of layer {layer.source.layer} is dead: none varies over the test data"

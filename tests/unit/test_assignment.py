@@ -38,6 +38,12 @@ def test_an_interval_is_the_percentiles_of_the_draws() -> None:
     assert (found.low, found.high) == pytest.approx((0.025, 0.975))
 
 
+def test_draws_to_one_side_widen_both_sides() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.05, 4000)
+    aside = interval(synthetic.plan(), 0.5, 0.4 + noise, "samples", SHARE)
+    assert (aside.low, aside.high) == pytest.approx((0.302, 0.598), abs=0.01)
+
+
 @given(st.floats(0, 1), st.integers(0, 1000))
 def test_it_holds_the_estimate_and_stays_in_range(value: float, seed: int) -> None:
     draws = np.random.default_rng(seed).beta(2, 5, 200)
