@@ -224,7 +224,8 @@ class Summed(torch.autograd.Function):
     def forward(ctx: Any, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         """Evaluate, and keep what the rule needs."""
         total = left + right
-        ctx.terms = (left.detach(), right.detach(), total)
+        # Not `total` itself: an output kept by its own node is a cycle that nothing ever frees.
+        ctx.terms = (left.detach(), right.detach(), total.detach())
         ctx.factor = None
         return total
 
@@ -233,7 +234,7 @@ class Summed(torch.autograd.Function):
         """Relevance of the output -> relevance of the inputs."""
         left, right, total = ctx.terms
         if ctx.factor is None:
-            ctx.factor = 1.0 / stabilize(total.detach())
+            ctx.factor = 1.0 / stabilize(total)
         part = relevance * ctx.factor
         return (part * left).sum_to_size(left.shape), (part * right).sum_to_size(right.shape)
 

@@ -230,7 +230,7 @@ class Data(_Asked):
     """Use only that many samples, evenly spread over the sorted list."""
     samples: int = Field(default=400, ge=2)
     """phantom: how many images to render."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """phantom: seed of the rendering."""
     description: str | None = Field(default=None, max_length=2000)
 
@@ -294,7 +294,7 @@ class Audit(_Asked):
     foundation_model: FoundationModel = FoundationModel(source="open_clip")
     examples_root: str | None = None
     measurement: MeasurementSettings = MeasurementSettings()
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     responsible: tuple[Responsible, ...] = ()
     limitations: tuple[Text, ...] = ()
     """What the authors of the audit know it does not show; printed in the report."""

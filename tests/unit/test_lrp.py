@@ -442,3 +442,25 @@ def test_a_layer_that_takes_no_part():
         relevance_model(model, batch).up_to(batch, "extra")
     assert caught.value.slug == "unused-layer"
     assert not model.extra._forward_hooks
+
+
+class _Residual(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return y + self.conv(y)
+
+
+def test_a_graph_with_a_residual_sum_is_freed_after_use() -> None:
+    """An output that its own node keeps is a cycle in C++: memory would grow with every group of images."""
+    network = torch.nn.Sequential(_Residual(), torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    activation, source = relevance_model(network, images).up_to(images, "0")
+    torch.autograd.grad(activation, source, torch.ones_like(activation), retain_graph=True)
+    kept = weakref.ref(activation)
+    del activation, source
+    gc.collect()
+    assert kept() is None
