@@ -147,9 +147,10 @@ def _from_code(source: ModelSource, code_file: Path | None, allow_code: bool) ->
 
 def _position(error: Exception, code_file: Path) -> tuple[int | None, int | None]:
     """Line and column of the file at which importing it failed, as far as known."""
-    if isinstance(error, SyntaxError) and error.filename == str(code_file):
+    file = str(code_file.absolute())  # as the interpreter names it
+    if isinstance(error, SyntaxError) and error.filename == file:
         return error.lineno, error.offset
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(code_file)]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return (lines[-1] if lines else None), None
 
 

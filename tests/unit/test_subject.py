@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 import semlens_audit._torchvision  # noqa: F401
 from semlens_audit.errors import ExecutionError, SubjectError, UsageError
+from semlens_audit.networks import build
 from semlens_audit.plan import ModelSource, Preprocessing
 from semlens_audit.subject import load_subject, make_view, normalise, subject_digest
 from semlens_audit.weights import state_digest
@@ -246,11 +247,13 @@ def test_own_code_that_does_not_do(plan_of, own, tmp_path, name, slug):
     ("code", "place"),
     [("x = 1\n1 / 0\n", ":2"), ("x = 1\ndef make(:\n", ":2:10"), ("import neighbour\nneighbour.WITDH\n", ":2")],
 )
-def test_own_code_that_cannot_be_imported_gives_its_line(plan_of, own, tmp_path, code, place):
+def test_own_code_that_cannot_be_imported_gives_its_line(own, tmp_path, monkeypatch, code, place):
     (tmp_path / "broken.py").write_text(code)
-    with pytest.raises(SubjectError) as caught:
-        load_subject(plan_of(model=ModelSource(source="code", name="broken.py:make"), layers=("0",)), allow_code=True)
-    assert caught.value.problems[0].where == f"{tmp_path / 'broken.py'}{place}"
+    monkeypatch.chdir(tmp_path)
+    for file in (Path("broken.py"), tmp_path / "broken.py"):
+        with pytest.raises(SubjectError) as caught:
+            build(ModelSource(source="code", name="broken.py:make"), code_file=file, allow_code=True)
+        assert caught.value.problems[0].where == f"{file}{place}"
 
 
 def test_own_code_may_import_torchvision_before_anything_else_did(tmp_path):
