@@ -246,7 +246,7 @@ def run(
         outcome = results.carry_out(plan, allow_code=allow_code, pdf=pdf, out=out, progress=progress)
     print_problems(outcome.problems)
     if as_json:
-        typer.echo(json.dumps(screen.summary(outcome.record, outcome.files), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(screen.summary(outcome.record, outcome.files, int(outcome.exit_code)), indent=2, ensure_ascii=False))
     else:
         screen.print_findings(outcome.record, outcome.files)
     return outcome.exit_code
@@ -267,8 +267,11 @@ def report(
     from semlens_audit import report as pages
 
     record = engine.read_record(record_file)
-    for path in pages.write(record, out or record_file.parent, pdf=pdf):
+    folder = out or record_file.parent
+    for path in pages.write(record, folder, pdf=False):
         typer.echo(str(path))
+    if pdf:
+        typer.echo(str(pages.write_pdf(record, folder)))
 
 
 @_verb(rich_help_panel="Audit", epilog="Example: semlens-audit demo --out try-it")

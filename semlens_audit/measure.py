@@ -205,7 +205,7 @@ def _measure_class(
         # What never varies has no reference samples: even where it carries relevance, nothing tells what it means.
         reason = f"every component of layer {layer.source.layer} is dead: none varies over the test data"
     elif len(rows) < settings.minimum_samples:
-        reason = f"{len(rows)} samples of class {name}, {settings.minimum_samples} needed"
+        reason = f"{len(rows)} {'sample' if len(rows) == 1 else 'samples'} of class {name}, {settings.minimum_samples} needed"
     elif n < settings.minimum_samples:
         reason = (
             f"relevance reaches layer {layer.source.layer} in only {n} samples of class {name},"

@@ -16,7 +16,7 @@ from semlens_audit.pages import Page
 from semlens_audit.records import AuditRecord
 from semlens_audit.resources import templates_dir
 
-__all__ = ["ON_PAPER", "ON_SCREEN", "environment", "render_html", "render_page", "render_pdf", "write"]
+__all__ = ["ON_PAPER", "ON_SCREEN", "environment", "render_html", "render_page", "render_pdf", "write", "write_pdf"]
 
 ON_SCREEN = ("style.css", "screen.css")
 ON_PAPER = ("style.css", "paper.css")
@@ -124,7 +124,13 @@ def write(record: AuditRecord, directory: Path, pdf: bool = True) -> list[Path]:
     _replace(html, render_html(record).encode("utf-8"))
     written = [html]
     if pdf:
-        target = directory / "report.pdf"
-        _replace(target, render_pdf(record))
-        written.append(target)
+        written.append(write_pdf(record, directory))
     return written
+
+
+def write_pdf(record: AuditRecord, directory: Path) -> Path:
+    """Write ``report.pdf`` into `directory` in one step; raises as `render_pdf`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / "report.pdf"
+    _replace(target, render_pdf(record))
+    return target

@@ -91,13 +91,16 @@ def _measured(finding: Finding) -> str:
     return format_measured(finding.measurement, finding.criterion)
 
 
-def summary(record: AuditRecord, files: Sequence[Path]) -> dict[str, Any]:
-    """Give verdict, findings and files as JSON-ready values; the whole record is the first of `files`."""
+def summary(record: AuditRecord, files: Sequence[Path], exit_code: int) -> dict[str, Any]:
+    """Give verdict, findings and files as JSON-ready values; the whole record is the first of `files`.
+
+    `exit_code` is the one the process ends with: the verdict's, unless a file that was asked for is missing.
+    """
     verdict = record.verdict
     return {
         "audit": record.audit.name,
         "state": verdict.state,
-        "exit_code": int(verdict.exit_code),
+        "exit_code": exit_code,
         "headline": verdict.headline,
         "findings": [
             {

@@ -312,7 +312,7 @@ def test_screen_never_hides_a_reason_and_survives_a_narrow_terminal() -> None:
 
 def test_summary_is_json_and_holds_what_a_gate_needs() -> None:
     record = sample("shortcut")
-    text = json.loads(json.dumps(screen.summary(record, [Path("r.json")]), allow_nan=False))
+    text = json.loads(json.dumps(screen.summary(record, [Path("r.json")], int(record.verdict.exit_code)), allow_nan=False))
     assert text["exit_code"] == int(record.verdict.exit_code)
     assert text["state"] == record.verdict.state
     assert [row["check"] for row in text["findings"]] == [finding.check for finding in record.findings]
