@@ -161,12 +161,16 @@ def print_components(
     table.add_column("relevance", justify="right", no_wrap=True)
     if assigned is not None:
         table.add_column("concept", no_wrap=True)
-    table.add_column("first reference samples", no_wrap=True, overflow="ellipsis")
+    # As many names as fit, so that the columns of numbers and concepts are never the ones that give way.
+    names = [max((len(Path(r.sample).name) for r in row.references), default=1) + 1 for row in rows]
+    taken = max((len(row.layer) for row in rows), default=0) + 9 + 9 + 12 * searched + 16 * (assigned is not None) + 10
+    shown = max(1, (console.width - taken) // max(names, default=1))
+    table.add_column("first reference samples" if shown > 1 else "first sample", no_wrap=True, overflow="ellipsis")
     for row in rows:
-        samples = "never active" if row.dead else " ".join(Path(reference.sample).name for reference in row.references)
+        samples = "never active" if row.dead else " ".join(Path(r.sample).name for r in row.references[:shown])
         cells = [row.layer, str(row.component)]
         if searched:
-            cells.append("–" if row.similarity is None else f"{row.similarity:.2f}")
+            cells.append("–" if row.similarity is None else f"{row.similarity:.3f}")
         cells.append(f"{100 * row.share[class_name]:.1f} %")
         if assigned is not None:
             cells.append(assigned.get((row.layer, row.component)) or "–")
