@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from PIL import Image
 
 from semlens_audit.plan import (
@@ -27,11 +26,6 @@ from semlens_audit.plan import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# The gate runs the same examples every time; on a desk new ones are looked for.
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")
