@@ -56,6 +56,8 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
         table.add_row(state, *map(Text, cells), Text(_criterion(finding)))
     console.print(table)
     console.print()
+    for reason, checks in _missing(record).items():
+        console.print(Text(f"Not measured: {', '.join(checks)}: {reason}."))
     verdict = record.verdict
     headline = Text(f"{GLYPHS[verdict.state]} {STATES[verdict.state]}", style=_STYLES[verdict.state])
     headline.append(f" (exit code {int(verdict.exit_code)}). ", style="default not bold")
@@ -87,8 +89,17 @@ def _criterion(finding: Finding) -> str:
 
 def _measured(finding: Finding) -> str:
     if finding.measurement.value is None:
-        return f"not measured: {finding.measurement.not_measured}"
+        return "–"
     return format_measured(finding.measurement, finding.criterion)
+
+
+def _missing(record: AuditRecord) -> dict[str, list[str]]:
+    """Reason -> checks that could not be measured for it, each named once."""
+    reasons: dict[str, dict[str, None]] = {}
+    for finding in record.findings:
+        if finding.measurement.not_measured is not None:
+            reasons.setdefault(finding.measurement.not_measured, {})[finding.check] = None
+    return {reason: list(checks) for reason, checks in reasons.items()}
 
 
 def summary(record: AuditRecord, files: Sequence[Path], exit_code: int) -> dict[str, Any]:
