@@ -76,7 +76,7 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
         ``foundation`` (facts about the foundation model on this data; its key names the pool of region embeddings), ``views``
         (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops), ``probes``.
     """
-    audit, settings = plan.audit, plan.audit.measurement
+    audit = plan.audit
     view = audit.subject.preprocessing
     model = {
         "subject": subject_digest(plan),
@@ -99,54 +99,62 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     pool = digest(inputs["foundation"])
     inputs["views"] = {"stage": "views", "pool": pool}
     for layer in audit.layers:
-        references = {
-            "stage": "references",
-            **model,
-            "layer": layer,
-            "pooling": settings.pooling,
-            "m": settings.reference_samples,
-            "code": _code(*_MODEL, "components.py"),
-        }
-        relevance = {
-            "stage": "relevance",
-            **model,
-            "layer": layer,
-            "attribution": settings.attribution,
-            "classes": list(audited_classes(plan)),
-            "code": _code(*_MODEL, *_ATTRIBUTION),
-        }
-        chosen = references
-        if settings.selection == "relevance":
-            chosen = {
-                "stage": "selection",
-                "relevance": digest(relevance),
-                "m": settings.reference_samples,
-                "code": _code("components.py", "selection.py"),
-            }
-            inputs[f"selection:{layer}"] = chosen
-        crops = {
-            "stage": "crops",
-            "references": digest(chosen),
-            "attribution": settings.attribution,
-            "blur": settings.crop_blur,
-            "threshold": settings.crop_threshold,
-            "minimum": settings.crop_minimum,
-            "thumbnails": THUMBNAILS,
-            "code": _code(*_ATTRIBUTION, "thumbnails.py"),
-        }
-        inputs[f"references:{layer}"] = references
-        inputs[f"crops:{layer}"] = crops
-        inputs[f"relevance:{layer}"] = relevance
-        inputs[f"embeddings:{layer}"] = {"stage": "embeddings", "crops": digest(crops), "pool": pool}
-        inputs[f"null:{layer}"] = {
-            "stage": "null",
-            "crops": digest(crops),
-            "pool": pool,
-            "count": NULL_CROPS,
-            "seed": audit.seed,
-            "code": _code("regions.py"),
-        }
+        inputs.update(_layer_inputs(plan, model, layer, pool))
     inputs["probes"] = _probe_inputs(plan, meaning, file_digest)
+    return inputs
+
+
+def _layer_inputs(plan: AuditPlan, model: dict[str, Any], layer: str, pool: str) -> dict[str, dict[str, Any]]:
+    """The stages of one layer; `pool` is the key of the region embeddings."""
+    settings = plan.audit.measurement
+    inputs: dict[str, dict[str, Any]] = {}
+    references = {
+        "stage": "references",
+        **model,
+        "layer": layer,
+        "pooling": settings.pooling,
+        "m": settings.reference_samples,
+        "code": _code(*_MODEL, "components.py"),
+    }
+    relevance = {
+        "stage": "relevance",
+        **model,
+        "layer": layer,
+        "attribution": settings.attribution,
+        "classes": list(audited_classes(plan)),
+        "code": _code(*_MODEL, *_ATTRIBUTION),
+    }
+    chosen = references
+    if settings.selection == "relevance":
+        chosen = {
+            "stage": "selection",
+            "relevance": digest(relevance),
+            "m": settings.reference_samples,
+            "code": _code("components.py", "selection.py"),
+        }
+        inputs[f"selection:{layer}"] = chosen
+    crops = {
+        "stage": "crops",
+        "references": digest(chosen),
+        "attribution": settings.attribution,
+        "blur": settings.crop_blur,
+        "threshold": settings.crop_threshold,
+        "minimum": settings.crop_minimum,
+        "thumbnails": THUMBNAILS,
+        "code": _code(*_ATTRIBUTION, "thumbnails.py"),
+    }
+    inputs[f"references:{layer}"] = references
+    inputs[f"crops:{layer}"] = crops
+    inputs[f"relevance:{layer}"] = relevance
+    inputs[f"embeddings:{layer}"] = {"stage": "embeddings", "crops": digest(crops), "pool": pool}
+    inputs[f"null:{layer}"] = {
+        "stage": "null",
+        "crops": digest(crops),
+        "pool": pool,
+        "count": NULL_CROPS,
+        "seed": plan.audit.seed,
+        "code": _code("regions.py"),
+    }
     return inputs
 
 

@@ -296,7 +296,7 @@ def test_json_schema_accepts_what_is_shipped(path: Path) -> None:
     data = json.loads(json.dumps(YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))))
     schema = spec.schemas()["audit" if "audit" in data else "spec"]
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(data)
+    assert not list(jsonschema.Draft202012Validator(schema).iter_errors(data))
 
 
 @pytest.mark.parametrize(
