@@ -207,12 +207,9 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
             file=str(root),
         )
     samples = tuple(
-        Sample(id=i, path=path, label=label, sha256=file_digest(root / path))
-        for i, (path, label) in enumerate(labelled)
+        Sample(id=i, path=path, label=label, sha256=file_digest(root / path)) for i, (path, label) in enumerate(labelled)
     )
-    attributes = (
-        read_attributes(attributes_file, plan, [sample.path for sample in samples]) if attributes_file else None
-    )
+    attributes = read_attributes(attributes_file, plan, [sample.path for sample in samples]) if attributes_file else None
     manifest = digest([[sample.path, sample.sha256, sample.label] for sample in samples])
     return DataSet(samples, root, attributes, manifest)
 
@@ -220,9 +217,7 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
 def _existing_folder(plan: AuditPlan) -> Path:
     data = plan.audit.data
     if data.path is None:
-        raise DataError(
-            "no-data-path", f"The data source {data.source!r} needs a path.", "Add `path:` to the audit's data."
-        )
+        raise DataError("no-data-path", f"The data source {data.source!r} needs a path.", "Add `path:` to the audit's data.")
     root = resolve(plan, data.path)
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
@@ -236,9 +231,7 @@ def _rows(plan: AuditPlan, root: Path) -> list[tuple[str, str]]:
     if data.labels is not None:
         return read_labels(resolve(plan, data.labels), data.image_column, data.label_column, data.image_suffix)
     if data.source == "csv":
-        raise DataError(
-            "no-labels", "The data source 'csv' needs `labels`.", "Name the CSV file with one row per image."
-        )
+        raise DataError("no-labels", "The data source 'csv' needs `labels`.", "Name the CSV file with one row per image.")
     if data.pattern is not None:
         return _pattern_rows(root, data.pattern, class_names(plan))
     return _folder_rows(root)
@@ -276,23 +269,15 @@ def _pattern_rows(root: Path, pattern: str, classes: Sequence[str]) -> list[tupl
     except re.error as error:
         raise DataError("bad-pattern", f"`data.pattern` is no regular expression: {error}.", "Mend it.") from error
     if "class_index" not in expression.groupindex:
-        raise DataError(
-            "bad-pattern", "`data.pattern` has no group named class_index.", r"Write e.g. ^(?P<class_index>\d+)_."
-        )
+        raise DataError("bad-pattern", "`data.pattern` has no group named class_index.", r"Write e.g. ^(?P<class_index>\d+)_.")
     rows, problems = [], []
     for path in _images_below(root):
         match = expression.search(PurePosixPath(path).name)
         text = match["class_index"] if match else None
         if text is None or not text.isdecimal() or int(text) >= len(classes):
-            why = (
-                "does not match `data.pattern`"
-                if text is None
-                else f"gives class index {text}, of {len(classes)} classes"
-            )
+            why = "does not match `data.pattern`" if text is None else f"gives class index {text}, of {len(classes)} classes"
             problems.append(
-                Problem(
-                    "label-mismatch", f"The file name {why}.", "Rename the file or mend the pattern.", str(root / path)
-                )
+                Problem("label-mismatch", f"The file name {why}.", "Rename the file or mend the pattern.", str(root / path))
             )
         else:
             rows.append((path, classes[int(text)]))
@@ -395,10 +380,16 @@ def _phantom(plan: AuditPlan) -> tuple[Path, list[tuple[str, str]], Path]:
         temporary = Path(tempfile.mkdtemp(prefix=".phantom-", dir=root.parent))
         try:
             world.write_folder(temporary / "data", world.Population(), audit.data.samples, audit.data.seed)
-            if not root.exists():
-                os.replace(temporary / "data", root)
-        except FileExistsError:  # another process was first; its bytes are the same
-            pass
+            os.replace(temporary / "data", root)
+        except OSError as error:
+            # Another process may have been first: its bytes are the same. Anything else in the way is not ours to remove.
+            if not (root / "labels.csv").is_file():
+                raise DataError(
+                    "phantom-not-written",
+                    f"The rendered images cannot be put in place: {error.strerror or error}.",
+                    "Remove what is at that path, or mend the disk, then run the same command again.",
+                    file=str(root),
+                ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return root, read_labels(root / "labels.csv", "path", "label", ""), root / "attributes.csv"
@@ -407,6 +398,4 @@ def _phantom(plan: AuditPlan) -> tuple[Path, list[tuple[str, str]], Path]:
 def _renderer_digest() -> str:
     """Digest of the renderer's source, so that a changed renderer never reuses old images."""
     folder = Path(__file__).parent / "phantom"
-    return digest(
-        {path.name: digest_file(path) for path in sorted(folder.glob("*.py")) if not path.name.startswith("train_")}
-    )
+    return digest({path.name: digest_file(path) for path in sorted(folder.glob("*.py")) if not path.name.startswith("train_")})

@@ -12,6 +12,7 @@ from semlens_audit.data import class_names, open_data
 from semlens_audit.digest import digest_file
 from semlens_audit.errors import DataError
 from semlens_audit.images import read_image
+from semlens_audit.phantom import world
 from semlens_audit.plan import Concept, Data
 
 
@@ -259,6 +260,32 @@ def test_phantom_renders_once_and_atomically(plan_of, tmp_path):
     assert [path.name for path in (tmp_path / "store").iterdir()] == [data.root.name]
     other = open_data(plan_of(data=Data(source="phantom", samples=4, seed=4), classes=("nevus", "melanoma")))
     assert other.root != data.root
+
+
+def test_two_processes_that_render_the_phantom_at_once_both_succeed(plan_of, tmp_path, monkeypatch):
+    plan = plan_of(data=Data(source="phantom", samples=4, seed=3), classes=("nevus", "melanoma"))
+    first = open_data(plan)
+    folder = first.root
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    write_folder = world.write_folder
+
+    def slower(*arguments):
+        write_folder(*arguments)
+        aside.rename(folder)  # the other process finishes first
+
+    monkeypatch.setattr(world, "write_folder", slower)
+    assert open_data(plan).sha256 == first.sha256
+
+
+def test_something_else_in_the_phantoms_place_is_named_and_kept(plan_of, tmp_path):
+    plan = plan_of(data=Data(source="phantom", samples=4, seed=3), classes=("nevus", "melanoma"))
+    folder = open_data(plan).root
+    (folder / "labels.csv").unlink()
+    with pytest.raises(DataError, match="phantom-not-written") as caught:
+        open_data(plan)
+    assert caught.value.problems[0].file == str(folder)
+    assert (folder / "attributes.csv").is_file()
 
 
 def test_listing_data_imports_no_torch():
