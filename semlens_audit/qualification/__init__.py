@@ -1,0 +1,1 @@
+"""Qualification of the instrument: models whose true reliance is known, and how often the verdict on them is right."""
