@@ -28,8 +28,10 @@ __all__ = [
     "LayerRecord",
     "Measurement",
     "PresenceRecord",
+    "RateRecord",
     "ReferenceRecord",
     "ReferenceImage",
+    "StandingRecord",
     "State",
     "SubjectRecord",
     "ToolRecord",
@@ -297,6 +299,45 @@ class EffectRecord(_Record):
     presence: PresenceRecord
 
 
+class RateRecord(_Record):
+    """One operating characteristic of the instrument, with its interval or the reason why there is none."""
+
+    name: str
+    """See `semlens_audit.qualification.rates`."""
+    label: str
+    """In words, for a reader."""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float = Field(default=0.95, gt=0, lt=1)
+    n: int = Field(ge=0)
+    """Pairs of model and artefact that it rests on."""
+    models: int = Field(ge=0)
+    """Models that those pairs come from; pairs of one model are not independent."""
+    method: str
+    """How the interval was obtained."""
+    not_measured: str | None = None
+
+    @model_validator(mode="after")
+    def _measured_or_reason(self) -> RateRecord:
+        if (self.value is None) == (self.not_measured is None):
+            raise ValueError("a rate has either a value or a reason for its absence")
+        return self
+
+
+class StandingRecord(_Record):
+    """The qualification that an audit stands on, or why it stands on none."""
+
+    qualification: Identity | None = None
+    """File and digest; none: no qualification was found."""
+    rates: tuple[RateRecord, ...] = ()
+    """That apply to this audit: empty where anything differs from what was qualified."""
+    differences: tuple[str, ...] = ()
+    """What differs from the qualified instrument, one clause each."""
+    statement: str
+    """In one or two sentences, for a reader."""
+
+
 class ToolRecord(_Record):
     """The tool that made the record."""
 
@@ -342,6 +383,8 @@ class AuditRecord(_Record):
     environment: Environment
     command: str
     """Command that reproduces the run, from the repository's root."""
+    qualification: StandingRecord | None = None
+    """How often the instrument is wrong, as far as that is known; none in records of older versions."""
     stages: dict[str, str] = Field(default_factory=dict)
     """stage -> key (content digest) of what was read from the store."""
     images: dict[str, str] = Field(default_factory=dict)
