@@ -166,6 +166,15 @@ def _layers(audit: AuditSource) -> None:
         if layer in seen:
             audit.add("duplicate-layer", ("layers", index), f"the layer `{layer}` is listed twice.", "Keep one.")
         seen.add(layer)
+    for index, layer in texts(audit.get("sensitivity"), "layers"):
+        if layer in seen:
+            audit.add(
+                "duplicate-layer",
+                ("sensitivity", "layers", index),
+                f"the layer `{layer}` is named already: comparing it with itself would show nothing.",
+                "Name another layer, or leave it out.",
+            )
+        seen.add(layer)
 
 
 def _data(audit: AuditSource) -> None:

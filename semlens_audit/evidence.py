@@ -118,3 +118,11 @@ class Evidence:
     """name, sha256, dimension, text (bool)."""
     thumbnails: Callable[[str, int, int], tuple[bytes, bytes]] | None = None
     """(layer, component, rank) -> JPEG bytes of crop and overlay."""
+    headroom: tuple[LayerEvidence, ...] = ()
+    """The entries of `layers` with every stored reference sample, more than m; empty where none beyond m are stored."""
+    other_layers: tuple[LayerEvidence, ...] = ()
+    """Layers that findings are compared with and that have none of their own."""
+    other_probes: dict[str, ConceptProbes] = field(default_factory=dict)
+    """concept id -> probes with other prompt templates; empty without a text tower."""
+    other_prompts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    """(T', d) float32 embeddings of each of the other templates filled with the empty string."""

@@ -14,6 +14,7 @@ import numpy as np
 from semlens_audit.data import DataSet, class_names, open_data
 from semlens_audit.digest import digest
 from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence
+from semlens_audit.headroom import FirstReferences, indexed, slots
 from semlens_audit.paths import store_path
 from semlens_audit.places import placed_in_audit
 from semlens_audit.plan import AuditPlan
@@ -72,6 +73,7 @@ def build(
     lacking = {name for name, parts in inputs.items() if not store.complete([digest(parts)])}
     if not lacking:
         return
+    plan = indexed(asked := plan)
     store.log("index", {"audit": plan.audit.audit, "stages": sorted(lacking)})
     if "images" in lacking:
         _verify(data, store, inputs["images"], progress)
@@ -81,7 +83,7 @@ def build(
         from semlens_audit.selection import select_references
         from semlens_audit.subject import load_subject
 
-        with placed_in_audit(plan):
+        with placed_in_audit(asked):
             subject = load_subject(plan, allow_code=allow_code)
             forward_pass(plan, data, store, subject, inputs, progress)
             relevance_pass(plan, data, store, subject, inputs, progress)
@@ -120,7 +122,7 @@ class StoredLayer(LayerEvidence):
     audited
         Model's class indices in the order of the evidence.
     slots
-        m, number of reference samples.
+        Places for reference samples, all that the store holds.
     """
 
     def __init__(self, store: Store, name: str, keys: dict[str, str], audited: tuple[int, ...], slots: int) -> None:
@@ -224,7 +226,13 @@ def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | No
         "SELECT sample, vector FROM region WHERE pool = ? AND x0 = 0 AND y0 = 0 AND x1 = ? AND y1 = ?",
         (keys["foundation"], side, side),
     )
-    probes, empty = _probes(store, keys, inputs["probes"])
+    templates, others = inputs["probes"]["templates"], inputs["probes"]["alternatives"]
+    probes, empty = _probes(store, keys, inputs["probes"], templates)
+    other_probes, other_prompts = _probes(store, keys, inputs["probes"], others) if others else ({}, empty[:0])
+    settings = plan.audit.measurement
+    stored = [StoredLayer(store, layer, keys, audited, slots(settings)) for layer in indexed(plan).audit.layers]
+    declared = [FirstReferences(layer, settings.reference_samples) for layer in stored]
+    count = len(plan.audit.layers)
     return Evidence(
         classes=class_names(plan),
         audited=audited,
@@ -236,19 +244,23 @@ def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | No
         attributes=data.attributes or {},
         probes=probes,
         empty_prompts=empty,
-        layers=tuple(
-            StoredLayer(store, layer, keys, audited, plan.audit.measurement.reference_samples) for layer in plan.audit.layers
-        ),
+        layers=tuple(declared[:count]),
         stages=keys,
         skipped=data.skipped,
         subject=dict(outputs.facts),
         foundation=dict(meaning.facts),
         thumbnails=_thumbnails(store, keys),
+        headroom=tuple(stored[:count]),
+        other_layers=tuple(declared[count:]),
+        other_probes=other_probes,
+        other_prompts=other_prompts,
     )
 
 
-def _probes(store: Store, keys: dict[str, str], wanted: dict[str, Any]) -> tuple[dict[str, ConceptProbes], np.ndarray]:
-    width, pool, templates = _dimension(store, keys), wanted["foundation"], wanted["templates"]
+def _probes(
+    store: Store, keys: dict[str, str], wanted: dict[str, Any], templates: list[str]
+) -> tuple[dict[str, ConceptProbes], np.ndarray]:
+    width, pool = _dimension(store, keys), wanted["foundation"]
     texts = store.arrays("SELECT text, vector FROM prompt WHERE pool = ?", (pool,))
     prompt = dict(zip(texts["text"].tolist(), texts["vector"], strict=True))
     images = store.arrays("SELECT sha256, box, vector FROM example WHERE pool = ?", (pool,))

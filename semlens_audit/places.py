@@ -41,8 +41,10 @@ def placed_in_audit(plan: AuditPlan) -> Iterator[None]:
 def _placed(plan: AuditPlan, problem: Problem) -> Problem:
     path = _KEYS.get(problem.slug)
     if problem.slug in _OF_LAYERS:
-        named = [index for index, layer in enumerate(plan.audit.layers) if repr(layer) in problem.message]
-        path = ("layers", named[0]) if named else ("layers",)
+        audit = plan.audit
+        places: list[tuple[KeyPath, str]] = [(("layers", index), layer) for index, layer in enumerate(audit.layers)]
+        places += [(("sensitivity", "layers", index), layer) for index, layer in enumerate(audit.sensitivity.layers)]
+        path = next((place for place, layer in places if repr(layer) in problem.message), ("layers",))
     if problem.file is not None or path is None:
         return problem
     line, column = load(Path(plan.audit_file)).places.value(path)

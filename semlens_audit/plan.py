@@ -26,6 +26,7 @@ __all__ = [
     "Preprocessing",
     "Responsible",
     "Role",
+    "Sensitivity",
     "Severity",
     "Spec",
     "Subject",
@@ -43,6 +44,9 @@ CheckKind = Literal[
     "concept_not_used",
     "behavioural_effect",
     "clarity",
+    "subgroup_gap",
+    "concept_presence",
+    "pair_effect",
 ]
 
 
@@ -136,7 +140,7 @@ class Check(_Asked):
     concepts: tuple[Identifier, ...] = ()
     """Concepts concerned; empty means every concept of the role that `kind` speaks of."""
     layers: tuple[str, ...] = ()
-    """Layers concerned; empty means every layer of the audit. Not for behavioural effects, which need none."""
+    """Layers concerned; empty means every layer of the audit. Not for kinds that look at outputs or data, which need none."""
     statement: Text
     criterion: Criterion
     rationale: Text
@@ -224,6 +228,11 @@ class Data(_Asked):
     """Appended to the value of `image_column`, e.g. ``.jpg``."""
     attributes: str | None = None
     """CSV with the image column and one 0/1 column per concept."""
+    pairs: str | None = None
+    """CSV of counterfactual pairs: columns ``without``, ``with`` (two images of `path`, alike but for the concept) and
+    ``concept`` (its id). The images need not be samples."""
+    rendered_pairs: int | None = Field(default=None, ge=2)
+    """phantom: how many lesions to render without and with each concept that a ``pair_effect`` check names."""
     pattern: str | None = None
     """folder: regular expression with a group ``class_index`` read from the file name instead of sub-folders."""
     limit: int | None = Field(default=None, ge=1)
@@ -275,11 +284,18 @@ class MeasurementSettings(_Asked):
     minimum_samples: int = Field(default=30, ge=2)
     """Fewer samples of a class than this: not measured."""
     minimum_counterexamples: int = Field(default=10, ge=1)
-    """Fewer samples than this in a cell of class x presence: the behavioural effect is not measured."""
+    """Fewer samples than this in a cell of class x presence: neither the behavioural effect nor the subgroup gap is measured."""
     minimum_recognition: float = Field(default=0.8, ge=0.5, le=1)
     """Least area under the ROC curve with which the foundation model recognises a concept, where that can be told; below it,
     what rests on the concept is not measured."""
     batch_size: int = Field(default=64, ge=1)
+
+
+class Sensitivity(_Asked):
+    """What else the findings are compared with, beyond the settings that every audit varies."""
+
+    layers: tuple[Text, ...] = ()
+    """Layers that are indexed and measured like those of the audit, to see whether the verdict would be the same there."""
 
 
 class Audit(_Asked):
@@ -294,6 +310,8 @@ class Audit(_Asked):
     foundation_model: FoundationModel = FoundationModel(source="open_clip")
     examples_root: str | None = None
     measurement: MeasurementSettings = MeasurementSettings()
+    sensitivity: Sensitivity = Sensitivity()
+    """What the findings are compared with to see what the verdict hangs on."""
     seed: int = Field(default=0, ge=0)
     responsible: tuple[Responsible, ...] = ()
     limitations: tuple[Text, ...] = ()

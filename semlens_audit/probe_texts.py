@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["box_text", "prompts"]
+__all__ = ["ALTERNATIVE_TEMPLATES", "alternatives", "box_text", "prompts"]
+
+ALTERNATIVE_TEMPLATES = (
+    "a picture of {}",
+    "a photograph of {}",
+    "an image of {}",
+    "a cropped photo of {}",
+    "a detail with {}",
+)
+"""Common phrasings that a spec's own prompt templates are exchanged for, to see whether the verdict hangs on the wording."""
+
+
+def alternatives(templates: Sequence[str]) -> list[str]:
+    """Those of `ALTERNATIVE_TEMPLATES` that are not among the declared templates."""
+    return [template for template in ALTERNATIVE_TEMPLATES if template not in templates]
 
 
 def prompts(templates: Sequence[str], descriptions: Sequence[str]) -> list[str]:

@@ -69,7 +69,7 @@ def null_regions(boxes: np.ndarray, samples: int, side: int, count: int, seed: i
     count
         Crops to draw.
     seed, key
-        Seed of the audit and key of the crops: together they fix the draw.
+        Seed of the audit and name of the draw, hexadecimal: together they fix it.
 
     Returns
     -------
@@ -98,9 +98,10 @@ def embedding_pass(
     pool.embed("views", "Embeddings, whole images", inputs["views"], everything)
     for layer in plan.audit.layers:
         name, null = f"embeddings:{layer}", f"null:{layer}"
-        found = store.arrays("SELECT sample, x0, y0, x1, y1 FROM crop WHERE stage = ?", (inputs[name]["crops"],))
+        found = store.arrays("SELECT sample, rank, x0, y0, x1, y1 FROM crop WHERE stage = ?", (inputs[name]["crops"],))
         regions = np.stack([found[column].astype(np.int64) for column in ("sample", *_BOX)], axis=1)
-        boxes = regions[np.lexsort(regions.T[::-1]), 1:]
+        declared = regions[found["rank"] < inputs[null]["references"]]
+        boxes = declared[np.lexsort(declared.T[::-1]), 1:]
         pool.embed(name, f"Embeddings, {layer}", inputs[name], regions)
         if not store.complete([digest(inputs[null])]):
             regions = _null(plan, data, store, inputs[null], boxes, side)
@@ -113,7 +114,7 @@ def _null(plan: AuditPlan, data: DataSet, store: Store, inputs: dict[str, Any], 
     """Draw a layer's random crops and write them down, unless an earlier run has; (count, 5) sample and box."""
     if not len(boxes):  # every component is constant: no crop has a size to imitate, and nothing will be calibrated
         return np.zeros((0, 5), dtype=np.int64)
-    sample, box = null_regions(boxes, len(data.samples), side, inputs["count"], plan.audit.seed, inputs["crops"])
+    sample, box = null_regions(boxes, len(data.samples), side, inputs["count"], plan.audit.seed, inputs["draw"])
     with store.transaction():
         key = digest(inputs)
         if not store.rows("SELECT 1 FROM null_region WHERE stage = ? LIMIT 1", (key,)):
@@ -124,7 +125,9 @@ def _null(plan: AuditPlan, data: DataSet, store: Store, inputs: dict[str, Any], 
 
 def _meanings(store: Store, inputs: dict[str, Any]) -> None:
     """Write the concept embeddings of a layer, whose crops and random crops are all in the pool."""
-    component, _, vectors = crop_vectors(store, inputs["crops"], inputs["pool"])
+    component, rank, vectors = crop_vectors(store, inputs["crops"], inputs["pool"])
+    declared = rank < inputs["references"]
+    component, vectors = component[declared], vectors[declared]
     if not len(component):
         return
     component, starts, counts = np.unique(component, return_index=True, return_counts=True)
@@ -198,8 +201,9 @@ def probe_pass(
 ) -> None:
     """Embed what defines the concepts: descriptions in every template, the empty prompts, and example images."""
     wanted, pool = inputs["probes"], inputs["probes"]["foundation"]
-    texts = prompts(wanted["templates"], [""]) + [
-        text for concept in wanted["concepts"].values() for text in prompts(wanted["templates"], concept["descriptions"])
+    templates = wanted["templates"] + wanted["alternatives"]
+    texts = prompts(templates, [""]) + [
+        text for concept in wanted["concepts"].values() for text in prompts(templates, concept["descriptions"])
     ]
     examples = [
         (plan.spec.concept(name).examples[i], sha256, box)

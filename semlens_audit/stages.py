@@ -11,8 +11,10 @@ from semlens_audit import foundation
 from semlens_audit.data import DataSet, class_names
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import DataError
+from semlens_audit.headroom import indexed
 from semlens_audit.paths import examples_root
 from semlens_audit.plan import AuditPlan
+from semlens_audit.probe_texts import alternatives
 from semlens_audit.subject import subject_digest
 
 __all__ = ["NULL_CROPS", "THUMBNAILS", "audited_classes", "stage_inputs", "stage_keys"]
@@ -98,7 +100,7 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     }
     pool = digest(inputs["foundation"])
     inputs["views"] = {"stage": "views", "pool": pool}
-    for layer in audit.layers:
+    for layer in indexed(plan).audit.layers:
         inputs.update(_layer_inputs(plan, model, layer, pool))
     inputs["probes"] = _probe_inputs(plan, meaning, file_digest)
     return inputs
@@ -106,6 +108,25 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
 
 def _layer_inputs(plan: AuditPlan, model: dict[str, Any], layer: str, pool: str) -> dict[str, dict[str, Any]]:
     """The stages of one layer; `pool` is the key of the region embeddings."""
+    inputs = _reference_inputs(indexed(plan), model, layer)
+    crops, m = digest(inputs[f"crops:{layer}"]), plan.audit.measurement.reference_samples
+    inputs[f"embeddings:{layer}"] = {"stage": "embeddings", "crops": crops, "pool": pool}
+    inputs[f"null:{layer}"] = {
+        "stage": "null",
+        "crops": crops,
+        "references": m,
+        # The draw of random crops is that of an index without headroom.
+        "draw": digest(_reference_inputs(plan, model, layer)[f"crops:{layer}"]),
+        "pool": pool,
+        "count": NULL_CROPS,
+        "seed": plan.audit.seed,
+        "code": _code("regions.py"),
+    }
+    return inputs
+
+
+def _reference_inputs(plan: AuditPlan, model: dict[str, Any], layer: str) -> dict[str, dict[str, Any]]:
+    """The stages of one layer up to its crops."""
     settings = plan.audit.measurement
     inputs: dict[str, dict[str, Any]] = {}
     references = {
@@ -146,15 +167,6 @@ def _layer_inputs(plan: AuditPlan, model: dict[str, Any], layer: str, pool: str)
     inputs[f"references:{layer}"] = references
     inputs[f"crops:{layer}"] = crops
     inputs[f"relevance:{layer}"] = relevance
-    inputs[f"embeddings:{layer}"] = {"stage": "embeddings", "crops": digest(crops), "pool": pool}
-    inputs[f"null:{layer}"] = {
-        "stage": "null",
-        "crops": digest(crops),
-        "pool": pool,
-        "count": NULL_CROPS,
-        "seed": plan.audit.seed,
-        "code": _code("regions.py"),
-    }
     return inputs
 
 
@@ -180,6 +192,7 @@ def _probe_inputs(plan: AuditPlan, meaning: str, file_digest: Callable[[Path], s
         "stage": "probes",
         "foundation": meaning,
         "templates": list(plan.spec.templates) if text else [],
+        "alternatives": alternatives(plan.spec.templates) if text else [],
         "concepts": concepts,
         "code": _code("foundation.py", "images.py"),
     }

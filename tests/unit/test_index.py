@@ -154,7 +154,7 @@ class TestEvidence:
             )
             wanted = []
             for component in np.flatnonzero(~layer.dead).tolist():
-                order = sorted(range(len(pooled)), key=lambda i, k=component: (-pooled[i, k], i))[:5]
+                order = sorted(range(len(pooled)), key=lambda i, k=component: (-pooled[i, k], i))[:7]
                 wanted += [(component, rank, sample, pooled[sample, component]) for rank, sample in enumerate(order)]
             assert [row[:3] for row in found] == [row[:3] for row in wanted]
             np.testing.assert_allclose([row[3] for row in found], [row[3] for row in wanted], rtol=1e-4)
