@@ -64,7 +64,9 @@ def sticker(rng: np.random.Generator, stand: Stand, size: int) -> Coat:
         corners = 4 if kind == 1 else 10
         reach = [r * (1.15 if kind == 1 else (1.2 if i % 2 == 0 else 0.62)) for i in range(corners)]
         turns = angle + 2 * np.pi * np.arange(corners) / corners
-        points = [(centre[0] + q * float(np.cos(t)), centre[1] + q * float(np.sin(t))) for q, t in zip(reach, turns, strict=True)]
+        points = [
+            (centre[0] + q * float(np.cos(t)), centre[1] + q * float(np.sin(t))) for q, t in zip(reach, turns, strict=True)
+        ]
         return Sheet(size).polygon(points).opacity()
 
     return Coat((((0.96, 0.96, 0.96), shape(radius)), (hue, shape(0.74 * radius))))
@@ -81,7 +83,15 @@ _LETTERS: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = (
     (((0, 4), (0, 0), (1, 2), (2, 0), (2, 4)),),  # M
     (((0, 0), (2, 4)), ((2, 0), (0, 4))),  # X
 )
-_SEGMENTS = (((0, 0), (2, 0)), ((2, 0), (2, 2)), ((2, 2), (2, 4)), ((0, 4), (2, 4)), ((0, 2), (0, 4)), ((0, 0), (0, 2)), ((0, 2), (2, 2)))
+_SEGMENTS = (
+    ((0, 0), (2, 0)),
+    ((2, 0), (2, 2)),
+    ((2, 2), (2, 4)),
+    ((0, 4), (2, 4)),
+    ((0, 2), (0, 4)),
+    ((0, 0), (0, 2)),
+    ((0, 2), (2, 2)),
+)
 _DIGITS = ("012345", "12", "01346", "01236", "1256", "02356", "023456", "012", "0123456", "012356")
 
 
@@ -98,7 +108,9 @@ def watermark(rng: np.random.Generator, stand: Stand, size: int) -> Coat:
             sheet.line(turned(moved, middle, tilt, height / 4), 2.2)
             shadow.line(turned(moved, (middle[0] + 1.2, middle[1] + 1.2), tilt, height / 4), 2.2)
     strength = np.float32(rng.uniform(0.45, 0.6))
-    return Coat((((0.1, 0.1, 0.1), shadow.opacity() * strength * np.float32(0.7)), ((1.0, 1.0, 1.0), sheet.opacity() * strength)))
+    return Coat(
+        (((0.1, 0.1, 0.1), shadow.opacity() * strength * np.float32(0.7)), ((1.0, 1.0, 1.0), sheet.opacity() * strength))
+    )
 
 
 def snow(rng: np.random.Generator, stand: Stand, size: int) -> Coat:
@@ -136,13 +148,17 @@ def lamp_post(rng: np.random.Generator, stand: Stand, size: int) -> Coat:
     foot = float(rng.uniform(108, 119) if right else rng.uniform(9, 20))
     inward = -1 if right else 1
     top, reach, width = float(rng.uniform(9, 20)), float(rng.uniform(13, 19)), float(rng.uniform(2.4, 3.4))
-    bend = [(foot + inward * reach * (1 - float(np.cos(t))), top + 7 - 7 * float(np.sin(t))) for t in np.linspace(0, np.pi / 2, 6)]
+    bend = [
+        (foot + inward * reach * (1 - float(np.cos(t))), top + 7 - 7 * float(np.sin(t))) for t in np.linspace(0, np.pi / 2, 6)
+    ]
     tip = bend[-1]
     ends = sorted((tip[0] - inward * 2, tip[0] + inward * 8))
     post = Sheet(size).line([(foot, 124), *bend], width)
     post.polygon([(foot - 3, 114), (foot + 3, 114), (foot + 3.5, 124), (foot - 3.5, 124)])
     post.polygon([(ends[0], tip[1] - 2), (ends[1], tip[1] - 2), (ends[1], tip[1] + 1), (ends[0], tip[1] + 1)])
-    lamp = Sheet(size).polygon([(ends[0], tip[1] + 1), (ends[1], tip[1] + 1), (ends[1] - 1, tip[1] + 5), (ends[0] + 1, tip[1] + 5)])
+    lamp = Sheet(size).polygon(
+        [(ends[0], tip[1] + 1), (ends[1], tip[1] + 1), (ends[1] - 1, tip[1] + 5), (ends[0] + 1, tip[1] + 5)]
+    )
     shade = float(rng.uniform(0.08, 0.2))
     return Coat((((shade, shade * 1.15, shade), post.opacity()), ((1.0, 0.95, 0.62), lamp.opacity())))
 

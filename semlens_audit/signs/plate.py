@@ -54,7 +54,11 @@ def pole(rng: np.random.Generator, stand: Stand, canvas: NDArray[np.float32], si
     """Paint the pole, in place."""
     grey = rng.uniform(0.42, 0.66)
     x, w = stand.x, stand.pole / 2
-    cover(canvas, (grey, grey, grey), Sheet(size).polygon([(x - w, stand.y), (x + w, stand.y), (x + w, 140), (x - w, 140)]).opacity())
+    cover(
+        canvas,
+        (grey, grey, grey),
+        Sheet(size).polygon([(x - w, stand.y), (x + w, stand.y), (x + w, 140), (x - w, 140)]).opacity(),
+    )
     shade = Sheet(size).polygon([(x + w * 0.2, stand.y), (x + w, stand.y), (x + w, 140), (x + w * 0.2, 140)]).opacity()
     cover(canvas, (grey * 0.55,) * 3, shade)
 
@@ -71,7 +75,9 @@ def _outline(triangle: bool, stand: Stand, size: int, inset: float) -> Opacity:
     return Sheet(size).polygon(points).line([*points, points[0]], blunt, round_ends=True).opacity()
 
 
-def _exclamation_mark(sheet: Sheet, at: Callable[[list[tuple[float, float]]], list[tuple[float, float]]], stroke: float) -> None:
+def _exclamation_mark(
+    sheet: Sheet, at: Callable[[list[tuple[float, float]]], list[tuple[float, float]]], stroke: float
+) -> None:
     sheet.polygon(at([(-stroke, -1), (stroke, -1), (0.55 * stroke, 0.38), (-0.55 * stroke, 0.38)]))
     sheet.polygon(at([(-stroke * 0.8, 0.62), (stroke * 0.8, 0.62), (stroke * 0.8, 1), (-stroke * 0.8, 1)]))
 

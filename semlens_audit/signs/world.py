@@ -203,7 +203,9 @@ def write_folder(directory: Path, population: Population, n: int, seed: int, siz
         for path, case in zip(paths, cases, strict=True):
             PILImage.fromarray(case.scene(size).image).save(partial / path, compress_level=4)
         labels = [[path, CLASSES[case.label]] for path, case in zip(paths, cases, strict=True)]
-        columns = [[path, *(int(case.attributes.has(name)) for name in ATTRIBUTES)] for path, case in zip(paths, cases, strict=True)]
+        columns = [
+            [path, *(int(case.attributes.has(name)) for name in ATTRIBUTES)] for path, case in zip(paths, cases, strict=True)
+        ]
         for name, header, rows in (("labels", ["label"], labels), ("attributes", list(ATTRIBUTES), columns)):
             with (partial / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerows([["path", *header], *rows])
