@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -36,11 +36,16 @@ from semlens_audit.records import (
     ConceptRecord,
     DataRecord,
     Environment,
+    Finding,
     FoundationRecord,
     Identity,
+    Measurement,
+    State,
     SubjectRecord,
     ToolRecord,
 )
+from semlens_audit.scenarios import Scenario, measure_scenarios, planned
+from semlens_audit.sensitivity import compare
 from semlens_audit.store import Store
 
 __all__ = ["read_record", "record_digest", "run", "write_record"]
@@ -60,6 +65,7 @@ class _Cached(BaseModel):
     images: dict[str, str]
     subject: dict[str, Any]
     foundation: dict[str, Any]
+    scenarios: tuple[Scenario, ...] = ()
 
 
 class _Version(BaseModel):
@@ -118,12 +124,15 @@ def _measure(plan: AuditPlan, evidence: Evidence, quantities: Sequence[checks.Qu
     total = len(evidence.layers) * (1 + len(evidence.class_names))
     with progress.stage("measure", total) as advance:
         measured = measure(plan, evidence, quantities, progress=advance)
+    with progress.stage("Sensitivity", planned(plan, evidence)) as advance:
+        scenarios = measure_scenarios(plan, evidence, quantities, measured, progress=advance)
     places, images = illustrate(evidence, measured.class_layers)
     return _Cached(
         measurements=measured.model_copy(update={"class_layers": places}),
         images=images,
         subject=evidence.subject,
         foundation=evidence.foundation,
+        scenarios=scenarios,
     )
 
 
@@ -147,6 +156,13 @@ def _record(
         )
         for concept in plan.spec.concepts
     )
+
+    def decide(
+        asked: AuditPlan, values: Mapping[str, Measurement], missed: Mapping[str, str]
+    ) -> tuple[Sequence[Finding], State]:
+        held = checks.findings(asked, values, measured.class_layers, missed)
+        return held, verdict.decide(held, concepts, measured.class_layers, audit.subject.name).state
+
     places, images = prune(measured.class_layers, found, cached.images)
     subject = SubjectRecord(
         name=audit.subject.name,
@@ -202,6 +218,7 @@ def _record(
         limitations=tuple(limitations(plan, measured, text=foundation.text)),
         environment=_environment(),
         command=command,
+        sensitivity=compare(plan, measured, cached.scenarios, decide),
         stages=stages,
         images=images,
     )

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from semlens_audit import scores
-from semlens_audit.assignment import COSINE, SHARE, AssignedLayer, assign_layer, generator, interval
+from semlens_audit.assignment import COSINE, SHARE, AssignedLayer, assign_layer, draw_units, interval
 from semlens_audit.checks import Quantity
+from semlens_audit.data_measure import measure_data
 from semlens_audit.digest import digest, digest_array, digest_file
 from semlens_audit.effect_measure import effect_quantities, measure_effects
 from semlens_audit.evidence import Evidence
@@ -22,23 +23,28 @@ from semlens_audit.recognition import probe_aurocs, unrecognised
 from semlens_audit.records import (
     ClassLayer,
     ComponentRecord,
+    DataPresence,
     EffectRecord,
     Interval,
     LayerRecord,
     Measurement,
+    PairEffectRecord,
     ReferenceRecord,
 )
+from semlens_audit.resampling import count_units, effective_units, spread_factor
 
-__all__ = ["VERSION", "Measurements", "measure", "measurement_key"]
+__all__ = ["VERSION", "Measurements", "measure", "measure_layers", "measurement_key"]
 
 VERSION = 7
 """Raised whenever a change here changes a number; part of every cache key."""
 
 _MODULES = (
-    "assignment", "behaviour", "calibration", "checks", "effect_measure", "gallery", "measure", "recognition", "records",
-    "resampling", "scores", "statistics",
+    "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "effect_measure", "gallery",
+    "headroom", "measure", "proportions", "recognition", "records", "resampling", "scenarios", "scores", "statistics",
 )  # fmt: skip
 """What a cached value is made by and read with; their source is part of every cache key."""
+
+_RESAMPLED = "test samples, reference samples and random crops"
 
 
 class Measurements(BaseModel):
@@ -49,7 +55,11 @@ class Measurements(BaseModel):
     layers: tuple[LayerRecord, ...]
     class_layers: tuple[ClassLayer, ...]
     effects: tuple[EffectRecord, ...]
+    presence_in_data: tuple[DataPresence, ...] = ()
+    pair_effects: tuple[PairEffectRecord, ...] = ()
     quantities: dict[str, Measurement]
+    remarks: dict[str, str] = Field(default_factory=dict)
+    """Key of a quantity -> sentence on what its measurement rests on."""
     presence_auroc: dict[str, float] = Field(default_factory=dict)
     probe_auroc: dict[str, float] = Field(default_factory=dict)
     unrecognised: dict[str, str] = Field(default_factory=dict)
@@ -59,7 +69,11 @@ class Measurements(BaseModel):
 
 
 def measurement_key(
-    plan: AuditPlan, stages: dict[str, str], quantities: Sequence[Quantity], attributes: Mapping[str, np.ndarray] | None = None
+    plan: AuditPlan,
+    stages: dict[str, str],
+    quantities: Sequence[Quantity],
+    attributes: Mapping[str, np.ndarray] | None = None,
+    groups: np.ndarray | None = None,
 ) -> str:
     """Digest of everything that `measure` depends on: evidence, definitions, settings, code; not criteria, rationales or titles.
 
@@ -71,6 +85,8 @@ def measurement_key(
         What is to be measured.
     attributes
         Attribute columns of the data, which no stage depends on.
+    groups
+        Independent units of the samples, which no stage depends on either.
     """
     folder = Path(__file__).parent
     concepts = [
@@ -91,7 +107,9 @@ def measurement_key(
             "code": {name: digest_file(folder / f"{name}.py") for name in _MODULES},
             "stages": stages,
             "attributes": {name: digest_array(column) for name, column in (attributes or {}).items()},
+            "groups": None if groups is None else digest_array(groups),
             "layers": list(plan.audit.layers),
+            "sensitivity": plan.audit.sensitivity.model_dump(mode="json"),
             "concepts": concepts,
             "templates": plan.spec.templates,
             "classes": list(plan.spec.classes),
@@ -127,35 +145,70 @@ def measure(
         If a concept has no probe that the foundation model can embed.
     """
     step = progress or (lambda _: None)
-    concept_ids = [concept.id for concept in plan.spec.concepts]
     effects, aurocs = measure_effects(plan, evidence)
     held_out = probe_aurocs(evidence.probes, np.concatenate([layer.null_embeddings for layer in evidence.layers]))
     missed = unrecognised(plan, held_out, aurocs)
-    layers: list[LayerRecord] = []
-    class_layers: list[ClassLayer] = []
-    found = effect_quantities(quantities, effects, missed)
-    for source in evidence.layers:
-        layer = assign_layer(plan, evidence, source, missed)
-        step(1)
-        layers.append(_layer_record(plan, layer, concept_ids))
-        for position, name in enumerate(evidence.class_names):
-            asked = [q for q in quantities if q.layer == source.layer and q.class_name == name]
-            record, values = _measure_class(plan, evidence, layer, position, name, asked)
-            class_layers.append(record)
-            found.update(values)
-            step(1)
+    layers, class_layers, values = measure_layers(plan, evidence, quantities, missed, progress=step)
+    shown = measure_data(plan, evidence, quantities, missed)
+    found = effect_quantities(quantities, effects, missed) | values | shown.values
     predicted = evidence.logits.argmax(axis=1)
     return Measurements(
         layers=tuple(layers),
         class_layers=tuple(class_layers),
         effects=tuple(effects),
+        presence_in_data=shown.presence,
+        pair_effects=shown.pairs,
         quantities=found,
+        remarks=shown.remarks,
         presence_auroc=aurocs,
         probe_auroc=held_out,
         unrecognised=missed,
         accuracy=float((predicted == evidence.labels).mean()) if len(predicted) else None,
         per_class={name: int((evidence.labels == index).sum()) for index, name in enumerate(evidence.classes)},
     )
+
+
+def measure_layers(
+    plan: AuditPlan,
+    evidence: Evidence,
+    quantities: Sequence[Quantity],
+    unrecognised: Mapping[str, str],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[LayerRecord], list[ClassLayer], dict[str, Measurement]]:
+    """The mechanistic line of evidence in every layer of `evidence`.
+
+    Parameters
+    ----------
+    quantities
+        What the checks ask for; those of other layers, or of none, are left alone.
+    unrecognised
+        Concepts that the foundation model does not recognise, with the reason.
+    progress
+        Called with the number of finished layers and classes.
+
+    Returns
+    -------
+    layers, class_layers, values
+        Records of the layers; of each class in each layer; quantity's key -> its measurement.
+    """
+    step = progress or (lambda _: None)
+    concept_ids = [concept.id for concept in plan.spec.concepts]
+    layers: list[LayerRecord] = []
+    class_layers: list[ClassLayer] = []
+    found: dict[str, Measurement] = {}
+    weights = draw_units(plan, evidence)
+    for source in evidence.layers:
+        layer = assign_layer(plan, evidence, source, unrecognised, weights)
+        step(1)
+        layers.append(_layer_record(plan, layer, concept_ids))
+        for position, name in enumerate(evidence.class_names):
+            asked = [q for q in quantities if q.layer == source.layer and q.class_name == name]
+            record, values = _measure_class(plan, evidence, layer, position, name, asked, weights)
+            class_layers.append(record)
+            found.update(values)
+            step(1)
+    return layers, class_layers, found
 
 
 def _layer_record(plan: AuditPlan, layer: AssignedLayer, concepts: list[str]) -> LayerRecord:
@@ -191,7 +244,13 @@ def _layer_record(plan: AuditPlan, layer: AssignedLayer, concepts: list[str]) ->
 
 
 def _measure_class(
-    plan: AuditPlan, evidence: Evidence, layer: AssignedLayer, position: int, name: str, asked: Sequence[Quantity]
+    plan: AuditPlan,
+    evidence: Evidence,
+    layer: AssignedLayer,
+    position: int,
+    name: str,
+    asked: Sequence[Quantity],
+    weights: np.ndarray,
 ) -> tuple[ClassLayer, dict[str, Measurement]]:
     """Reliance of one class in one layer, and the quantities asked of it."""
     settings = plan.audit.measurement
@@ -199,16 +258,20 @@ def _measure_class(
     relevance = layer.source.relevance[rows, position]
     shares = scores.relevance_shares(relevance)
     carried = shares.sum(axis=1) > 0
-    shares, relevance = shares[carried], relevance[carried]
+    shares, relevance, units = shares[carried], relevance[carried], evidence.units[rows[carried]]
     n, concepts, reason = len(shares), plan.spec.concepts, None
+    independent = count_units(evidence.units[rows])
     if not layer.present.any():
         # What never varies has no reference samples: even where it carries relevance, nothing tells what it means.
         reason = f"every component of layer {layer.source.layer} is dead: none varies over the test data"
-    elif len(rows) < settings.minimum_samples:
-        reason = f"{len(rows)} {'sample' if len(rows) == 1 else 'samples'} of class {name}, {settings.minimum_samples} needed"
-    elif n < settings.minimum_samples:
+    elif independent < settings.minimum_samples:
+        several = f", {independent} of them independent" if independent < len(rows) else ""
+        found = f"{len(rows)} {'sample' if len(rows) == 1 else 'samples'} of class {name}{several}"
+        reason = f"{found}, {settings.minimum_samples} needed"
+    elif count_units(units) < settings.minimum_samples:
+        several = "independent samples" if count_units(units) < n else "samples"
         reason = (
-            f"relevance reaches layer {layer.source.layer} in only {n} samples of class {name},"
+            f"relevance reaches layer {layer.source.layer} in only {count_units(units)} {several} of class {name},"
             f" {settings.minimum_samples} needed"
         )
     elif not layer.eligible.any():
@@ -231,22 +294,24 @@ def _measure_class(
             components=(),
         )
         return record, {q.key: q.missing(reason, n) for q in asked}
-    weights = generator(plan, "samples", name).standard_exponential((settings.bootstrap, n))
-    weights /= weights.sum(axis=1, keepdims=True)
-    mean_shares, drawn_shares = shares.mean(axis=0), weights @ shares
+    own = weights[units].T.astype(np.float64)
+    mean_shares, drawn_shares = shares.mean(axis=0), (own / own.sum(axis=1, keepdims=True)) @ shares
+    worth = effective_units(units[None], np.ones((1, n), dtype=bool))[0]
+    drawn_shares = mean_shares + (drawn_shares - mean_shares) * spread_factor(worth)
     point = np.array([mean_shares[layer.assigned == index].sum() for index in range(len(concepts))])
     drawn = np.stack(
         [np.where(layer.assigned_draws == index, drawn_shares, 0.0).sum(axis=1) for index in range(len(concepts))], axis=1
     )
     position_of = {concept.id: index for index, concept in enumerate(concepts)}
 
-    def reliance(identifiers: Sequence[str]) -> Measurement:
+    def reliance(identifiers: Sequence[str], nested: bool = False) -> Measurement:
         chosen = [position_of[identifier] for identifier in identifiers]
-        return _share(plan, "reliance", float(point[chosen].sum()), drawn[:, chosen].sum(axis=1), n)
+        return _share(plan, "reliance", float(point[chosen].sum()), drawn[:, chosen].sum(axis=1), n, nested)
 
-    unexplained = _share(
-        plan, "unexplained relevance", float(mean_shares[layer.assigned < 0].sum()), 1.0 - drawn.sum(axis=1), n
-    )
+    def unexplained(nested: bool = False) -> Measurement:
+        value = float(mean_shares[layer.assigned < 0].sum())
+        return _share(plan, "unexplained relevance", value, 1.0 - drawn.sum(axis=1), n, nested)
+
     record = ClassLayer(
         class_name=name,
         layer=layer.source.layer,
@@ -255,25 +320,25 @@ def _measure_class(
         valid=reliance(groups["valid"]),
         spurious=reliance(groups["spurious"]),
         neutral=reliance(groups["neutral"]),
-        unexplained=unexplained,
+        unexplained=unexplained(),
         components=_components(plan, layer, mean_shares, drawn_shares, relevance),
     )
     values: dict[str, Measurement] = {}
     for quantity in asked:
         if quantity.kind == "unexplained_relevance":
-            values[quantity.key] = unexplained
+            values[quantity.key] = unexplained(nested=True)
         elif quantity.kind == "clarity":
             values[quantity.key] = _weighted_clarity(plan, layer, mean_shares, drawn_shares, n)
         elif not quantity.concepts:
             values[quantity.key] = quantity.missing("the check speaks of no concept", n)
         else:
-            values[quantity.key] = reliance(quantity.concepts)
+            values[quantity.key] = reliance(quantity.concepts, nested=True)
     return record, values
 
 
-def _share(plan: AuditPlan, quantity: str, value: float, draws: np.ndarray, n: int) -> Measurement:
+def _share(plan: AuditPlan, quantity: str, value: float, draws: np.ndarray, n: int, nested: bool) -> Measurement:
     value = min(max(value, 0.0), 1.0)
-    spread = interval(plan, value, draws, "test samples and reference samples", SHARE)
+    spread = interval(plan, value, draws, _RESAMPLED, SHARE, nested=nested)
     return Measurement(quantity=quantity, unit="share", value=value, interval=spread, n=n)
 
 
@@ -289,7 +354,7 @@ def _weighted_clarity(
         )
     value = float(np.clip((mean_shares[known] * layer.clarity[known]).sum() / total, *COSINE))
     draws = (drawn_shares[:, known] * layer.clarity_draws[:, known]).sum(axis=1) / drawn_shares[:, known].sum(axis=1)
-    spread = interval(plan, value, draws, "test samples and reference samples", COSINE)
+    spread = interval(plan, value, draws, _RESAMPLED, COSINE, nested=True)
     return Measurement(quantity="clarity", unit="cosine", value=value, interval=spread, n=n)
 
 

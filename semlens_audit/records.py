@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from semlens_audit.errors import ExitCode
 from semlens_audit.plan import CheckKind, Criterion, MeasurementSettings, Responsible, Role, Severity
@@ -18,6 +18,8 @@ __all__ = [
     "ClassLayer",
     "ComponentRecord",
     "ConceptRecord",
+    "DataPicture",
+    "DataPresence",
     "DataRecord",
     "EffectRecord",
     "Environment",
@@ -27,12 +29,17 @@ __all__ = [
     "Interval",
     "LayerRecord",
     "Measurement",
+    "PairEffectRecord",
     "PresenceRecord",
+    "Proportion",
     "RateRecord",
     "ReferenceRecord",
     "ReferenceImage",
+    "SensitivityChange",
+    "SensitivityRecord",
     "StandingRecord",
     "State",
+    "SubgroupRecord",
     "SubjectRecord",
     "ToolRecord",
     "Verdict",
@@ -57,6 +64,13 @@ class Interval(_Record):
     """Nominal coverage, e.g. 0.95."""
     method: str
     """How it was obtained, e.g. ``bootstrap over samples and reference samples, 1000 draws``."""
+    nested: tuple[tuple[float, float, float], ...] = ()
+    """Level, low and high of the intervals at other levels, widest first; p-values follow from them. Only where a check asks."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        return written if self.nested else {name: value for name, value in written.items() if name != "nested"}
 
     @model_validator(mode="after")
     def _ordered(self) -> Interval:
@@ -70,8 +84,9 @@ class Measurement(_Record):
 
     quantity: str
     """Name of the quantity: ``reliance``, ``behavioural effect``, ``clarity``."""
-    unit: Literal["share", "logits", "cosine"]
-    """share: of the class's relevance in the layer, 0 to 1. logits: change of the class margin. cosine: -1 to 1."""
+    unit: Literal["share", "logits", "cosine", "difference"]
+    """share: of the class's relevance in the layer, 0 to 1. logits: change of the class margin. cosine: -1 to 1. difference:
+    between two shares of samples, -1 to 1."""
     value: float | None = None
     interval: Interval | None = None
     n: int = Field(ge=0)
@@ -98,7 +113,9 @@ class Finding(_Record):
     layer: str | None
     """None for the behavioural line of evidence, which looks at no layer."""
     concepts: tuple[str, ...]
-    line: Literal["mechanistic", "behavioural"]
+    line: Literal["mechanistic", "behavioural", "counterfactual", "data"]
+    """Line of evidence: relevance inside the model; outputs on the test data; outputs on counterfactual pairs; the test data
+    themselves and accuracy on parts of them."""
     statement: str
     criterion: Criterion
     rationale: str
@@ -167,6 +184,10 @@ class DataRecord(_Record):
     """Files that could not be read, with the reason."""
     attributes: tuple[str, ...] = ()
     """Columns that say which sample holds which concept."""
+    pairs: int = 0
+    """Counterfactual pairs."""
+    pairs_sha256: str | None = None
+    """Of the pairs: sorted (concept, content digests of both images)."""
 
 
 class FoundationRecord(_Record):
@@ -338,6 +359,112 @@ class StandingRecord(_Record):
     """In one or two sentences, for a reader."""
 
 
+class Proportion(_Record):
+    """How many of a group of samples have something in common."""
+
+    hits: int = Field(ge=0)
+    n: int = Field(ge=0)
+    interval: Interval | None = None
+    """Of the share; none where the group is empty."""
+
+
+class SubgroupRecord(_Record):
+    """One concept against one audited class in the test data: where the concept occurs, and how the model fares with it."""
+
+    class_name: str
+    inside: Proportion
+    """Samples of the class that hold the concept."""
+    outside: Proportion
+    """Samples of all other classes that hold it."""
+    difference: Measurement
+    """Share inside minus share outside."""
+    recall_with: Proportion
+    """Samples of the class that hold the concept and are recognised as of the class."""
+    recall_without: Proportion
+    gap: Measurement
+    """Recall with the concept minus recall without."""
+    false_with: Proportion
+    """Samples of all other classes that hold the concept and are taken for the class."""
+    false_without: Proportion
+
+
+class DataPicture(_Record):
+    """A test image that holds a concept."""
+
+    sample: str
+    """Path, relative to the data's root."""
+    label: str
+    predicted: str
+    image: str | None = None
+    """Key into `AuditRecord.images`: what the network sees (JPEG); none where no picture was made."""
+
+
+class DataPresence(_Record):
+    """Where one concept occurs in the test data."""
+
+    concept: str
+    source: Literal["foundation model", "attributes"]
+    unknown: int = 0
+    """Samples of which the attributes do not say whether they hold it."""
+    not_measured: str | None = None
+    """Why its presence is not known, where it is not."""
+    entangled: tuple[str, ...] = ()
+    """Audited classes that the data tie it to."""
+    by_class: dict[str, Proportion] = Field(default_factory=dict)
+    """Class of the model -> samples that hold it; classes with samples only."""
+    subgroups: tuple[SubgroupRecord, ...] = ()
+    """One entry per audited class."""
+    pictures: tuple[DataPicture, ...] = ()
+
+
+class PairEffectRecord(_Record):
+    """Counterfactual pairs of one concept: how the margin of one class changes from the image without to the image with it."""
+
+    class_name: str
+    concept: str
+    effect: Measurement
+    """`Measurement.n` counts pairs that share no image."""
+    pairs: int
+    towards: int = 0
+    """Pairs whose decision turns to the class."""
+    away: int = 0
+    """Pairs whose decision turns from the class."""
+
+
+class SensitivityChange(_Record):
+    """A finding whose state is another one under another setting."""
+
+    check: str
+    class_name: str
+    layer: str | None
+    """Layer looked into under the other setting; none where no layer is."""
+    concepts: tuple[str, ...]
+    before: State
+    """Under the declared settings; of several layers, the gravest."""
+    after: State
+
+
+class SensitivityRecord(_Record):
+    """What would be found under one setting other than the declared one, everything else being equal."""
+
+    knob: str
+    """Which setting: ``reference samples``, ``prompt templates``, ``examples``, ``layer``, ``significance``, ``criteria``."""
+    setting: str
+    """Its other value, in words."""
+    verdict: State | None = None
+    """The verdict under it."""
+    changes: tuple[SensitivityChange, ...] = ()
+    """Findings of another state, in the order of the spec."""
+    not_tried: str | None = None
+    """Why it was not tried, as a clause, where there is no verdict."""
+
+    @model_validator(mode="after")
+    def _tried_or_reason(self) -> SensitivityRecord:
+        if (self.verdict is None) == (self.not_tried is None):
+            raise ValueError("a setting is either tried or has a reason why not")
+        return self
+
+
 class ToolRecord(_Record):
     """The tool that made the record."""
 
@@ -377,6 +504,9 @@ class AuditRecord(_Record):
     layers: tuple[LayerRecord, ...]
     class_layers: tuple[ClassLayer, ...]
     effects: tuple[EffectRecord, ...]
+    presence_in_data: tuple[DataPresence, ...] = ()
+    """Concepts most strongly tied to an audited class first."""
+    pair_effects: tuple[PairEffectRecord, ...] = ()
     findings: tuple[Finding, ...]
     verdict: Verdict
     limitations: tuple[str, ...]
@@ -385,6 +515,8 @@ class AuditRecord(_Record):
     """Command that reproduces the run, from the repository's root."""
     qualification: StandingRecord | None = None
     """How often the instrument is wrong, as far as that is known; none in records of older versions."""
+    sensitivity: tuple[SensitivityRecord, ...] = ()
+    """What the verdict would be under other settings; empty in records of older versions."""
     stages: dict[str, str] = Field(default_factory=dict)
     """stage -> key (content digest) of what was read from the store."""
     images: dict[str, str] = Field(default_factory=dict)
