@@ -8,15 +8,42 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit import scores
-from semlens_audit.calibration import Calibration, assign, calibrate, concept_z, critical_z, excess
+from semlens_audit.calibration import (
+    Calibration,
+    NullDraws,
+    assign,
+    calibrate,
+    concept_z,
+    critical_z,
+    excess,
+    resample_null,
+)
 from semlens_audit.digest import digest
 from semlens_audit.errors import DataError, SpecError
 from semlens_audit.evidence import Evidence, LayerEvidence
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import Interval
-from semlens_audit.resampling import resampled_alignment, resampled_clarity
+from semlens_audit.resampling import (
+    effective_units,
+    reference_weights,
+    resampled_alignment,
+    resampled_clarity,
+    spread_factor,
+    unit_weights,
+)
+from semlens_audit.statistics import nested_levels
 
-__all__ = ["COSINE", "LOGITS", "SHARE", "AssignedLayer", "assign_layer", "build_probes", "generator", "interval"]
+__all__ = [
+    "COSINE",
+    "LOGITS",
+    "SHARE",
+    "AssignedLayer",
+    "assign_layer",
+    "build_probes",
+    "draw_units",
+    "generator",
+    "interval",
+]
 
 _CHUNK = 64
 SHARE = (0.0, 1.0)
@@ -29,20 +56,43 @@ def generator(plan: AuditPlan, *names: str) -> np.random.Generator:
     return np.random.default_rng([plan.audit.seed, *(int(digest(name)[:8], 16) for name in names)])
 
 
-def interval(plan: AuditPlan, value: float, draws: np.ndarray, over: str, bounds: tuple[float, float]) -> Interval:
+def draw_units(plan: AuditPlan, evidence: Evidence) -> np.ndarray:
+    """(U, B) bootstrap weights of the audit's independent units, see `semlens_audit.resampling.unit_weights`."""
+    return unit_weights(evidence.units, plan.audit.measurement.bootstrap, generator(plan, "units"))
+
+
+def interval(
+    plan: AuditPlan, value: float, draws: np.ndarray, over: str, bounds: tuple[float, float], *, nested: bool = False
+) -> Interval:
     """Percentile interval, cut to the quantity's range and widened to hold the point estimate, which must lie in that range.
 
     Draws that lie mostly to one side of the estimate, as where many components are near the critical z, widen the interval to the
     other side as well: each end is the outer one of the percentile and of the percentile shifted by the median's distance.
+
+    Parameters
+    ----------
+    nested
+        Whether to keep the intervals at other levels, from which p-values follow.
     """
     level = plan.audit.measurement.confidence
-    low, middle, high = np.quantile(draws, [(1 - level) / 2, 0.5, (1 + level) / 2])
-    low, high = np.clip([min(low, low + value - middle), max(high, high + value - middle)], *bounds)
+    levels = nested_levels(level, len(draws)) if nested else (level,)
+    ends = np.array([((1 - one) / 2, (1 + one) / 2) for one in levels])
+    middle = float(np.median(draws))
+    quantiles = np.quantile(draws, ends)
+    low = np.minimum(quantiles[:, 0], quantiles[:, 0] + value - middle)
+    high = np.maximum(quantiles[:, 1], quantiles[:, 1] + value - middle)
+    low, high = np.minimum(np.clip(low, *bounds), value), np.maximum(np.clip(high, *bounds), value)
+    own = levels.index(level)
     return Interval(
-        low=min(float(low), value),
-        high=max(float(high), value),
+        low=float(low[own]),
+        high=float(high[own]),
         level=level,
         method=f"Bayesian bootstrap over {over}, {len(draws)} draws",
+        nested=tuple(
+            (one, round(float(a), 6), round(float(b), 6)) for one, a, b in zip(levels, low, high, strict=True)
+        )
+        if nested
+        else (),
     )
 
 
@@ -124,20 +174,30 @@ class AssignedLayer:
 
 
 def assign_layer(
-    plan: AuditPlan, evidence: Evidence, source: LayerEvidence, doubtful: Collection[str] = frozenset()
+    plan: AuditPlan,
+    evidence: Evidence,
+    source: LayerEvidence,
+    doubtful: Collection[str] = frozenset(),
+    weights: np.ndarray | None = None,
 ) -> AssignedLayer:
     """Assign each component to the concept it significantly means, at the point and under resampled reference samples.
 
     Under resampling the critical z of the point estimate is kept, so that one draw costs no false-discovery control of its own.
     Resampled reference samples are noisier than the samples themselves and so align less: the draws' alignments are shifted to
     have the point estimate as their mean (bootstrap bias correction, Efron and Tibshirani 1993, chapter 10), or else a component
-    near the critical z would lose its meaning in almost every draw.
+    near the critical z would lose its meaning in almost every draw. Each draw has its own null distribution, too, since other
+    random crops would have moved it for all components together (`semlens_audit.calibration.resample_null`).
+
+    Samples of one unit are one reference sample, taken several times: they share their weight, count as one in the size of the
+    random sets, and their pairs do not count for clarity.
 
     Parameters
     ----------
     doubtful
         Concepts that the foundation model does not recognise: a component is assigned to one of them only if it means no other
         concept, so that a bad probe cannot take away what a good one finds.
+    weights
+        (U, B) of `draw_units`; drawn here if left out.
 
     Raises
     ------
@@ -146,9 +206,11 @@ def assign_layer(
     """
     settings = plan.audit.measurement
     embeddings, present = source.embeddings, source.reference_ids >= 0
-    counts = present.sum(axis=1)
+    # Empty places are units of their own, which have no weight.
+    units = np.where(present, evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
+    counts = effective_units(units, present)
     eligible = (counts >= 2) & ~source.dead
-    needed = int(counts[eligible].max()) if eligible.any() else 2
+    needed = int(round(counts[eligible].max())) if eligible.any() else 2
     shape, draws = (len(embeddings), len(plan.spec.concepts)), (settings.bootstrap, len(embeddings))
     clarity = np.full(len(embeddings), np.nan)
     assigned_draws = np.full(draws, -1, dtype=np.int16)
@@ -167,25 +229,28 @@ def assign_layer(
         )
     centre = source.null_embeddings.astype(np.float64).mean(axis=0)
     probes = build_probes(plan, evidence, centre, centre)
-    usual, null = _calibrations(plan, source, counts, eligible, probes)
+    usual_size, sizes, usual, null = _calibrations(plan, source, counts, eligible, probes)
     aligned = scores.alignment(scores.concept_embedding(embeddings, present).astype(np.float64), probes)
     z, ranking = concept_z(aligned, null, probes), excess(aligned, null, probes)
     cut = critical_z(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
     # Excess alignments lie within -4 and 4: what is doubtful ranks behind all that is not.
     behind = np.array([16.0 * (concept.id in doubtful) for concept in plan.spec.concepts])
     assigned = assign(ranking - behind, eligible[:, None] & (z >= cut))
-    rng = generator(plan, "references", source.layer)
+    weights = draw_units(plan, evidence) if weights is None else weights
+    moved, factor = _null_draws(plan, evidence, source, usual_size, probes, weights), spread_factor(counts)
     for start in range(0, len(embeddings), _CHUNK):
         part = slice(start, start + _CHUNK)
-        clarity[part] = scores.clarity(embeddings[part], present[part])
-        weights = rng.standard_exponential((len(embeddings[part]), *draws[:1], embeddings.shape[1]), dtype=np.float32)
-        weights *= present[part][:, None, :]
-        weights /= np.maximum(weights.sum(axis=-1, keepdims=True), 1e-12)
-        drawn = resampled_alignment(embeddings[part], weights, probes)
-        drawn += (aligned[part] - drawn.mean(axis=1))[:, None]
-        significant = eligible[part][:, None, None] & (concept_z(drawn, null.of(part), probes) >= cut)
-        assigned_draws[:, part] = assign(excess(drawn, null.of(part), probes) - behind, significant).T
-        clarity_draws[:, part] = resampled_clarity(embeddings[part], weights).T
+        even = present[part] / np.maximum(present[part].sum(axis=1, keepdims=True), 1)
+        clarity[part] = np.where(counts[part] >= 2, resampled_clarity(embeddings[part], even[:, None], units[part])[:, 0], np.nan)
+        chosen = reference_weights(weights, units[part], present[part])
+        drawn = resampled_alignment(embeddings[part], chosen, probes)
+        drawn = aligned[part][:, None] + (drawn - drawn.mean(axis=1, keepdims=True)) * factor[part][:, None, None]
+        shift = moved.shift * np.sqrt(sizes[part] / moved.size)[:, None, None]
+        significant = eligible[part][:, None, None] & (concept_z(drawn, null.of(part), probes, (shift, moved.spread)) >= cut)
+        assigned_draws[:, part] = assign(excess(drawn, null.of(part), probes, shift) - behind, significant).T
+        clear = resampled_clarity(embeddings[part], chosen, units[part])
+        clear = np.nan_to_num(clarity[part])[:, None] + (clear - clear.mean(axis=1, keepdims=True)) * factor[part][:, None]
+        clarity_draws[:, part] = clear.T
     return AssignedLayer(
         source,
         present,
@@ -203,13 +268,13 @@ def assign_layer(
 
 def _calibrations(
     plan: AuditPlan, source: LayerEvidence, counts: np.ndarray, eligible: np.ndarray, probes: scores.ProbeSet
-) -> tuple[Calibration, Calibration]:
-    """Null distribution for the usual number of reference samples, and for each component's own number, stacked.
+) -> tuple[int, np.ndarray, Calibration, Calibration]:
+    """The usual number of reference samples, each component's own, and the null distributions for both, the latter stacked.
 
     Sets of few samples scatter more than sets of many: held against the null of a full set, a component with few reference
     samples would seem significant by chance.
     """
-    usual = int(np.median(counts[eligible])) if eligible.any() else 2
+    usual = int(round(np.median(counts[eligible]))) if eligible.any() else 2
     sizes = np.where(eligible, _rounded(counts, usual), usual)
     pool = source.null_embeddings.astype(np.float64)
     made = {
@@ -222,13 +287,26 @@ def _calibrations(
         )
         for size in np.unique([*sizes, usual])
     }
-    return made[usual], Calibration.stack([made[int(size)] for size in sizes])
+    return usual, sizes, made[usual], Calibration.stack([made[int(size)] for size in sizes])
 
 
 def _rounded(counts: np.ndarray, usual: int) -> np.ndarray:
     """(K,) set sizes that stand for the counts: `usual` itself, else the next lower of a series in steps of a tenth, never less."""
     series = sorted({2, usual, *(int(1.1**step) for step in range(8, 80))})
     return np.array([max(size for size in series if size <= max(count, 2)) for count in counts])
+
+
+def _null_draws(
+    plan: AuditPlan, evidence: Evidence, source: LayerEvidence, size: int, probes: scores.ProbeSet, weights: np.ndarray
+) -> NullDraws:
+    """The null distribution under other random crops: crops of one unit share its weight where their samples are known."""
+    pool, rng = source.null_embeddings.astype(np.float64), generator(plan, "null draws", source.layer)
+    if source.null_samples is not None:
+        crops = weights[evidence.units[source.null_samples]].T.astype(np.float64)
+    else:
+        crops = rng.standard_exponential((weights.shape[1], len(pool)))
+    crops /= crops.sum(axis=1, keepdims=True)
+    return resample_null(pool, crops, size, plan.audit.measurement.null_sets, probes, rng)
 
 
 def _best_alignment(aligned: np.ndarray, null: Calibration, probes: scores.ProbeSet) -> np.ndarray:

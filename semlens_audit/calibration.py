@@ -11,10 +11,20 @@ from statistics import NormalDist
 
 import numpy as np
 
-from semlens_audit.scores import ProbeSet, alignment
+from semlens_audit.scores import EPSILON, ProbeSet, alignment, same_origin, unit
 from semlens_audit.statistics import benjamini_hochberg, normal_tail
 
-__all__ = ["Calibration", "assign", "calibrate", "concept_z", "critical_z", "excess", "false_discovery_mask"]
+__all__ = [
+    "Calibration",
+    "NullDraws",
+    "assign",
+    "calibrate",
+    "concept_z",
+    "critical_z",
+    "excess",
+    "false_discovery_mask",
+    "resample_null",
+]
 
 _SCATTER = 1e-9
 """Deviation that rounding alone may leave."""
@@ -78,6 +88,78 @@ def calibrate(pool: np.ndarray, m: int, sets: int, probes: ProbeSet, rng: np.ran
     return Calibration(mean, deviation, largest.mean(axis=0), largest.std(axis=0, ddof=1))
 
 
+@dataclass(frozen=True)
+class NullDraws:
+    """How far the null distribution would move with other random crops and other random sets.
+
+    Parameters
+    ----------
+    shift
+        (B, P) change of the null mean, in units of the null deviation for sets of `size`.
+    spread
+        (B, P) factor of the null deviation.
+    size
+        Reference samples per set. For sets of another size n the shift is ``sqrt(n / size)`` times as large, since the
+        deviation falls with the square root of n and the change of the mean does not.
+    """
+
+    shift: np.ndarray
+    spread: np.ndarray
+    size: int
+
+
+def resample_null(
+    pool: np.ndarray, weights: np.ndarray, m: int, sets: int, probes: ProbeSet, rng: np.random.Generator
+) -> NullDraws:
+    """Bootstrap of the null distribution over random crops and over random sets, without drawing sets anew.
+
+    The alignment of a random set is, to first order, a sum over its crops: ``a(v) = mean + g . (v - x_bar)`` with g the mean
+    gradient of the alignment over random sets (Stein's lemma makes it the regression of a on v where v is nearly normal;
+    Hajek projection, van der Vaart, Asymptotic Statistics, 1998, section 11.3). Weights on crops then move the mean by the
+    weighted mean of ``g . (x_i - x_bar)`` and the variance in proportion to its weighted variance. What the limited number of
+    sets adds is a bootstrap over their alignments (Rubin 1981).
+
+    Parameters
+    ----------
+    pool
+        (M, d) embeddings of random crops.
+    weights
+        (B, M) non-negative, each row adds up to 1.
+    m, sets
+        Size and number of the random sets.
+    """
+    means = np.stack([pool[rng.integers(len(pool), size=m)].mean(axis=0) for _ in range(sets)])
+    null = alignment(means, probes)
+    deviation = np.maximum(null.std(axis=0, ddof=1), _SCATTER)
+    parts = (pool - pool.mean(axis=0)) @ mean_gradient(means, probes).T
+    scale = np.maximum(parts.std(axis=0), _SCATTER)
+    centre = weights @ parts
+    squares = np.maximum(weights @ parts**2 - centre**2, 0.0) / scale**2
+    own = rng.standard_exponential((len(weights), sets))
+    own /= own.sum(axis=1, keepdims=True)
+    standard = (null - null.mean(axis=0)) / deviation
+    drift = own @ standard
+    spread = np.sqrt(np.maximum(squares, 0.0) * np.maximum(own @ standard**2 - drift**2, 0.0))
+    flat = null.std(axis=0, ddof=1) <= _SCATTER
+    return NullDraws(np.where(flat, 0.0, centre / deviation + drift), np.where(flat, 1.0, np.maximum(spread, 0.1)), m)
+
+
+def mean_gradient(vectors: np.ndarray, probes: ProbeSet) -> np.ndarray:
+    """(P, d) gradient of `semlens_audit.scores.alignment` with respect to the embedding, averaged over embeddings (n, d)."""
+    out = np.zeros_like(probes.directions, dtype=np.float64)
+    for rows in same_origin(probes.origins):
+        out[rows] = _cosine_gradient(vectors - probes.origins[rows[0]], unit(probes.directions[rows]))
+    return out - _cosine_gradient(vectors, unit(probes.baselines))
+
+
+def _cosine_gradient(vectors: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """(P, d) mean over v of ``(u - cos(v, u) v / |v|) / |v|``, the gradient of the cosine with unit directions u."""
+    length = np.maximum(np.linalg.norm(vectors, axis=1), EPSILON)
+    along = vectors / length[:, None]
+    cosine = along @ directions.T
+    return directions * (1.0 / length).mean() - (cosine / length[:, None]).T @ along / len(vectors)
+
+
 def _standardise(values: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     """Deviations from the null mean; 0 where random sets do not differ, since nothing can then be called unusual."""
     return np.where(deviation > _SCATTER, (values - mean) / np.maximum(deviation, _SCATTER), 0.0)
@@ -91,20 +173,28 @@ def _largest(z: np.ndarray, probes: ProbeSet) -> np.ndarray:
     return out
 
 
-def concept_z(values: np.ndarray, calibration: Calibration, probes: ProbeSet) -> np.ndarray:
+def concept_z(
+    values: np.ndarray, calibration: Calibration, probes: ProbeSet, moved: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
     """Z of each concept against random reference sets.
 
     Parameters
     ----------
     values
         (..., P) alignments.
+    moved
+        Shift, in deviations, and factor of the deviation of a resampled null, see `NullDraws`; they broadcast to `values`. The
+        second standardisation, over a concept's probes, is that of values standardised already and stays as it is.
 
     Returns
     -------
     numpy.ndarray
         (..., J): largest standardised alignment over a concept's probes, standardised by its own null distribution.
     """
-    largest = _largest(_standardise(values, calibration.mean, calibration.deviation), probes)
+    standard = _standardise(values, calibration.mean, calibration.deviation)
+    if moved is not None:
+        standard = (standard - moved[0]) / moved[1]
+    largest = _largest(standard, probes)
     return _standardise(largest, calibration.concept_mean, calibration.concept_deviation)
 
 
@@ -150,20 +240,24 @@ def critical_z(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float
     return max(least, -NormalDist().inv_cdf(rate * max(rejected, 1) / tested.size))
 
 
-def excess(values: np.ndarray, calibration: Calibration, probes: ProbeSet) -> np.ndarray:
+def excess(
+    values: np.ndarray, calibration: Calibration, probes: ProbeSet, shift: np.ndarray | float = 0.0
+) -> np.ndarray:
     """Alignment above what random reference sets reach, for each concept.
 
     Parameters
     ----------
     values
         (..., P) alignments.
+    shift
+        Of a resampled null mean, in deviations, see `NullDraws`.
 
     Returns
     -------
     numpy.ndarray
         (..., J), in units of the cosine: the largest ``alignment - null mean`` over a concept's probes.
     """
-    return _largest(values - calibration.mean, probes)
+    return _largest(values - calibration.mean - shift * calibration.deviation, probes)
 
 
 def assign(ranking: np.ndarray, significant: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["ConceptProbes", "Evidence", "LayerEvidence"]
+__all__ = ["ConceptProbes", "Evidence", "LayerEvidence", "PairEvidence"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class LayerEvidence:
         (M, d) float32 embeddings of random crops whose sizes are distributed as the components' own.
     attribution
         Method and composite in words.
+    null_samples
+        (M,) int64 sample ids that the random crops were taken from; None where that is not known.
     """
 
     layer: str
@@ -49,6 +51,7 @@ class LayerEvidence:
     dead: np.ndarray
     null_embeddings: np.ndarray
     attribution: str
+    null_samples: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,26 @@ class ConceptProbes:
 
     text: np.ndarray
     examples: np.ndarray
+
+
+@dataclass(frozen=True)
+class PairEvidence:
+    """The model's outputs on counterfactual pairs: two images that are alike but for one concept.
+
+    Parameters
+    ----------
+    concepts
+        P ids: what the second image of each pair has and the first has not.
+    without, present
+        (P, C) float32 outputs for the image without and with the concept, in the order of the model's classes.
+    units
+        (P,) int64: pairs that share an image have the same number, and are not independent of each other.
+    """
+
+    concepts: tuple[str, ...]
+    without: np.ndarray
+    present: np.ndarray
+    units: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -112,6 +135,9 @@ class Evidence:
     layers: tuple[LayerEvidence, ...]
     stages: dict[str, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
+    """(N,) int64 independent unit of each sample: samples with the same number are no independent evidence. None: every sample
+    is a unit of its own."""
     subject: dict[str, object] = field(default_factory=dict)
     """weights_sha256, parameters, architecture of the loaded model."""
     foundation: dict[str, object] = field(default_factory=dict)
@@ -126,3 +152,10 @@ class Evidence:
     """concept id -> probes with other prompt templates; empty without a text tower."""
     other_prompts: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     """(T', d) float32 embeddings of each of the other templates filled with the empty string."""
+    pairs: PairEvidence | None = None
+    """Counterfactual pairs; None where the data has none."""
+
+    @property
+    def units(self) -> np.ndarray:
+        """(N,) int64: `groups`, or the sample ids where every sample is a unit of its own."""
+        return np.arange(len(self.labels), dtype=np.int64) if self.groups is None else self.groups

@@ -33,7 +33,7 @@ from semlens_audit.records import (
 )
 from semlens_audit.resampling import count_units, effective_units, spread_factor
 
-__all__ = ["VERSION", "Measurements", "measure", "measure_layers", "measurement_key"]
+__all__ = ["INTERVENTION_SETTINGS", "VERSION", "Measurements", "measure", "measure_layers", "measurement_key"]
 
 VERSION = 7
 """Raised whenever a change here changes a number; part of every cache key."""
@@ -43,6 +43,8 @@ _MODULES = (
     "headroom", "measure", "proportions", "recognition", "records", "resampling", "scenarios", "scores", "statistics",
 )  # fmt: skip
 """What a cached value is made by and read with; their source is part of every cache key."""
+INTERVENTION_SETTINGS = ("intervention", "intervention_samples", "control_sets", "smallest_effect")
+"""Settings that no measured value depends on; interventions have a key of their own."""
 
 _RESAMPLED = "test samples, reference samples and random crops"
 
@@ -74,6 +76,7 @@ def measurement_key(
     quantities: Sequence[Quantity],
     attributes: Mapping[str, np.ndarray] | None = None,
     groups: np.ndarray | None = None,
+    pairs: str | None = None,
 ) -> str:
     """Digest of everything that `measure` depends on: evidence, definitions, settings, code; not criteria, rationales or titles.
 
@@ -87,6 +90,8 @@ def measurement_key(
         Attribute columns of the data, which no stage depends on.
     groups
         Independent units of the samples, which no stage depends on either.
+    pairs
+        Digest of the counterfactual pairs; their stage depends on the images only.
     """
     folder = Path(__file__).parent
     concepts = [
@@ -108,6 +113,7 @@ def measurement_key(
             "stages": stages,
             "attributes": {name: digest_array(column) for name, column in (attributes or {}).items()},
             "groups": None if groups is None else digest_array(groups),
+            "pairs": pairs,
             "layers": list(plan.audit.layers),
             "sensitivity": plan.audit.sensitivity.model_dump(mode="json"),
             "concepts": concepts,
@@ -115,7 +121,7 @@ def measurement_key(
             "classes": list(plan.spec.classes),
             "map": plan.audit.subject.class_map,
             "seed": plan.audit.seed,
-            "settings": plan.audit.measurement.model_dump(mode="json", exclude={"batch_size"}),
+            "settings": plan.audit.measurement.model_dump(mode="json", exclude={"batch_size", *INTERVENTION_SETTINGS}),
             "quantities": sorted(quantity.key for quantity in quantities),
         }
     )

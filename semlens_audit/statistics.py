@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
+from scipy.special import stdtrit
 
-__all__ = ["auroc", "benjamini_hochberg", "normal_tail", "otsu"]
+__all__ = ["auroc", "benjamini_hochberg", "holm", "nested_levels", "normal_tail", "otsu", "student_factor"]
 
 _EPSILON = 1e-12
 
@@ -77,3 +79,40 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     adjusted = np.empty_like(flat)
     adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return adjusted.reshape(np.shape(p))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Adjusted p-values that control the family-wise error rate whatever the dependence (Holm 1979), same shape as `p`."""
+    flat = np.ravel(p)
+    order = np.argsort(flat, kind="stable")
+    adjusted = np.empty_like(flat, dtype=np.float64)
+    adjusted[order] = np.minimum(np.maximum.accumulate(flat[order] * np.arange(flat.size, 0, -1)), 1.0)
+    return adjusted.reshape(np.shape(p))
+
+
+def nested_levels(level: float, draws: int) -> tuple[float, ...]:
+    """Levels of nested percentile intervals, highest first: from the least that B draws resolve, 1 - 2 / B, down to 0.2.
+
+    Parameters
+    ----------
+    level
+        Nominal level; always among them.
+    draws
+        B.
+    """
+    tails = (2.0 / draws, 4.0 / draws, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.2, 0.4, 0.8)
+    return tuple(sorted({level, *(1.0 - tail for tail in tails if tail >= 2.0 / draws)}, reverse=True))
+
+
+def student_factor(freedom: float, level: float) -> float:
+    """How much wider an interval of Student's t is than that of a normal distribution, at least 1.
+
+    Parameters
+    ----------
+    freedom
+        Degrees of freedom, greater than 0; fewer than 2 count as 2, below which no bootstrap interval means anything.
+    level
+        Two-sided, between 0 and 1.
+    """
+    tail = (1.0 + level) / 2.0
+    return max(1.0, float(stdtrit(max(freedom, 2.0), tail)) / NormalDist().inv_cdf(tail))
