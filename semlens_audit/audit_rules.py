@@ -186,7 +186,7 @@ def _data(audit: AuditSource) -> None:
             "missing-key", ("data",), "data: `csv` data needs `labels`.", "Name the CSV with one row per image."
         )
     if source == "phantom":
-        for key in ("path", "labels", "pattern", "attributes"):
+        for key in ("path", "labels", "pattern", "attributes", "pairs"):
             if audit.get("data", key) is not None:
                 audit.add(
                     "unused-key",
@@ -199,6 +199,15 @@ def _data(audit: AuditSource) -> None:
     audit.existing("the folder of the images", "data", "path", folder=True)
     audit.existing("the CSV of the labels", "data", "labels", folder=False)
     audit.existing("the CSV of the attributes", "data", "attributes", folder=False)
+    audit.existing("the CSV of the pairs", "data", "pairs", folder=False)
+    if audit.get("data", "rendered_pairs") is not None:
+        audit.add(
+            "unused-key",
+            ("data", "rendered_pairs"),
+            "data: only rendered data can have pairs rendered.",
+            "Name a CSV of your own pairs in `pairs`.",
+            at_key=True,
+        )
     pattern = audit.text("data", "pattern")
     if pattern is not None:
         try:

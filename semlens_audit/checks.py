@@ -10,7 +10,7 @@ from semlens_audit.plan import AuditPlan, Check, CheckKind, Role
 from semlens_audit.records import ClassLayer, Finding, Interval, Measurement, State
 from semlens_audit.wording import format_criterion, format_measured
 
-__all__ = ["KINDS", "Kind", "Quantity", "decide", "findings", "hold", "quantities"]
+__all__ = ["KINDS", "LINES", "Kind", "Quantity", "decide", "findings", "hold", "quantities"]
 
 _EVIDENCE = 6
 
@@ -36,7 +36,7 @@ class Kind:
     """
 
     quantity: str
-    unit: Literal["share", "logits", "cosine"]
+    unit: Literal["share", "logits", "cosine", "difference"]
     bounds: tuple[Literal["at_most", "at_least"], ...]
     role: Role | None
     range: tuple[float, float]
@@ -51,7 +51,17 @@ KINDS: dict[CheckKind, Kind] = {
     "concept_not_used": Kind("reliance", "share", ("at_most",), None, (0.0, 1.0), needs_concepts=True),
     "behavioural_effect": Kind("behavioural effect", "logits", ("at_most", "at_least"), None, (0.0, 1e6), needs_concepts=True),
     "clarity": Kind("clarity", "cosine", ("at_least",), None, (-1.0, 1.0)),
+    "subgroup_gap": Kind("subgroup gap", "difference", ("at_most",), "spurious", (0.0, 1.0)),
+    "concept_presence": Kind("difference in presence", "difference", ("at_most",), "spurious", (0.0, 1.0)),
+    "pair_effect": Kind("pair effect", "logits", ("at_most",), None, (0.0, 1e6), needs_concepts=True),
 }
+LINES: dict[CheckKind, Literal["behavioural", "counterfactual", "data"]] = {
+    "behavioural_effect": "behavioural",
+    "pair_effect": "counterfactual",
+    "subgroup_gap": "data",
+    "concept_presence": "data",
+}
+"""Line of evidence of the kinds that look at no layer and at one concept at a time; all others are mechanistic."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Quantity:
     class_name
         Class of the spec.
     layer
-        None for behavioural effects.
+        None for kinds that look at no layer.
     concepts
         Ids; empty where `kind` speaks of no concept.
     absolute
@@ -116,7 +126,7 @@ def _concepts(plan: AuditPlan, check: Check) -> tuple[str, ...]:
 
 def _of_check(plan: AuditPlan, check: Check) -> list[Quantity]:
     concepts = _concepts(plan, check)
-    if check.kind == "behavioural_effect":
+    if check.kind in LINES:
         absolute = check.criterion.operator == "at_most"
         return [Quantity(check.kind, check.for_class, None, (concept,), absolute) for concept in concepts]
     layers = check.layers or plan.audit.layers
@@ -169,8 +179,20 @@ def findings(
     measured: Mapping[str, Measurement],
     class_layers: Sequence[ClassLayer],
     unrecognised: Mapping[str, str] | None = None,
+    remarks: Mapping[str, str] | None = None,
 ) -> list[Finding]:
     """Hold every check against its measurements: one finding per check and layer, or per check and concept.
+
+    Parameters
+    ----------
+    measured
+        Key of each of `quantities` -> measurement.
+    class_layers
+        Where relevance goes; gives the components that carry a finding.
+    unrecognised
+        Concept -> why the foundation model is held not to recognise it.
+    remarks
+        Key of a quantity -> sentence on what its measurement rests on, for the explanation.
 
     Raises
     ------
@@ -191,7 +213,7 @@ def findings(
                     class_name=check.for_class,
                     layer=quantity.layer,
                     concepts=quantity.concepts,
-                    line="behavioural" if check.kind == "behavioural_effect" else "mechanistic",
+                    line=LINES.get(check.kind, "mechanistic"),
                     statement=check.statement,
                     criterion=check.criterion,
                     rationale=check.rationale,
@@ -199,7 +221,9 @@ def findings(
                     supports=check.supports,
                     measurement=measurement,
                     state=state,
-                    explanation=_explain(check, quantity, measurement, state, labels),
+                    explanation=" ".join(
+                        filter(None, [_explain(check, quantity, measurement, state, labels), (remarks or {}).get(quantity.key)])
+                    ),
                     components=_carriers(check.kind, quantity, place),
                     spec_line=plan.check_lines.get(check.id),
                 )
@@ -230,6 +254,14 @@ def _explain(check: Check, quantity: Quantity, measurement: Measurement, state: 
     names = " or ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     if check.kind == "behavioural_effect":
         subject = f"With {names} present, the margin of {check.for_class} changes by"
+    elif check.kind == "subgroup_gap":
+        subject = f"With and without {names}, the share of {check.for_class} that is recognised differs by"
+    elif check.kind == "concept_presence":
+        subject = (
+            f"Between {check.for_class} and all other classes of the test data, the share of images with {names} differs by"
+        )
+    elif check.kind == "pair_effect":
+        subject = f"From the image without {names} to the same image with it, the margin of {check.for_class} changes by"
     elif check.kind == "clarity":
         subject = f"Weighted by relevance for {check.for_class}, the components' clarity is"
     elif check.kind == "unexplained_relevance":

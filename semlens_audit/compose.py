@@ -25,6 +25,8 @@ from semlens_audit.pages import (
 from semlens_audit.plan import Severity
 from semlens_audit.records import AuditRecord, Finding, State
 from semlens_audit.relevance_pages import coverage, lines
+from semlens_audit.sensitivity import sentence
+from semlens_audit.sensitivity_pages import sensitivity
 from semlens_audit.wording import (
     GLYPHS,
     KINDS,
@@ -57,8 +59,10 @@ _TABLE_WIDTH = 250
 _CAPTIONS: dict[Unit, str] = {
     "share": "Mechanistic line of evidence: share of the class's relevance in a layer",
     "logits": "Behavioural line of evidence: change of the class margin, in logits, when the concept is present",
+    "difference": "The data's line of evidence: differences between two shares of images, in percentage points (pp)",
     "cosine": "Clarity: likeness among the reference crops of a component, −1 to 1",
 }
+_PAIRS = "Counterfactual pairs: change of the class margin, in logits, when the concept is added to the same image"
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,15 @@ class _Checks:
         )
 
     def tables(self) -> tuple[CheckTable, ...]:
-        """All checks with all results, one table a unit."""
+        """All checks with all results, one table a unit; counterfactual pairs have one of their own."""
         tables = []
-        for unit, caption in _CAPTIONS.items():
-            rows = tuple(self.row(c, c.findings, False) for c in self.checks if c.first.measurement.unit == unit)
+        parts: list[tuple[Unit, bool, str]] = [(unit, False, caption) for unit, caption in _CAPTIONS.items()]
+        parts.insert(2, ("logits", True, _PAIRS))
+        for unit, paired, caption in parts:
+            chosen = [
+                c for c in self.checks if c.first.measurement.unit == unit and (c.first.line == "counterfactual") == paired
+            ]
+            rows = tuple(self.row(c, c.findings, False) for c in chosen)
             if rows:
                 tables.append(CheckTable(caption, axis(self.domains[unit], self.palette, _TABLE_WIDTH), rows))
         return tuple(tables)
@@ -300,6 +309,8 @@ def _summary(record: AuditRecord, checks: _Checks) -> Summary:
     agreement = _agreement(record)
     if agreement:
         facts.append(Fact("Do both ways agree", " ".join(map(capital, agreement))))
+    if hangs := sentence(record):
+        facts.append(Fact("Does it hang on settings", hangs))
     room = _PAGE - _TITLE - _TABLE - _MORE - _PERSONS - _PERSON * max(1, len(record.responsible))
     room -= _HEADLINE * _lines(verdict.headline, 85) + sum(_FACT + _LINE * _lines(fact.text, 105) for fact in facts)
     rows, caption, more = _summary_checks(checks, room)
@@ -330,6 +341,7 @@ def _sections(record: AuditRecord, palette: Palette, checks: _Checks, whole: str
         ),
         ("lines", "Two lines of evidence", lines(record, palette) if record.effects else None),
         ("coverage", "Coverage: what the decisions rest on", coverage(record, palette, gallery)),
+        ("sensitivity", "What the verdict hangs on", sensitivity(record)),
         ("method", "Method, validity and calibration", method(record)),
         (
             "passed",

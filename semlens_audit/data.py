@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from semlens_audit.counterfactuals import PairSet, open_pairs
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import DataError, Problem
 from semlens_audit.images import read_image
@@ -68,6 +69,8 @@ class DataSet:
         Of the manifest: sorted (relative path, content digest, label).
     skipped
         Files left out, each with the reason. Unreadable files are errors, so this is empty unless a source says otherwise.
+    pairs
+        Counterfactual pairs, where the audit has any.
     """
 
     samples: tuple[Sample, ...]
@@ -75,6 +78,7 @@ class DataSet:
     attributes: dict[str, np.ndarray] | None
     sha256: str
     skipped: tuple[str, ...] = ()
+    pairs: PairSet | None = None
 
     def file(self, sample: Sample) -> Path:
         """Path of the sample's image file."""
@@ -211,7 +215,8 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
     )
     attributes = read_attributes(attributes_file, plan, [sample.path for sample in samples]) if attributes_file else None
     manifest = digest([[sample.path, sample.sha256, sample.label] for sample in samples])
-    return DataSet(samples, root, attributes, manifest)
+    pairs = open_pairs(plan, root, file_digest, _renderer_digest)
+    return DataSet(samples, root, attributes, manifest, pairs=pairs)
 
 
 def _existing_folder(plan: AuditPlan) -> Path:

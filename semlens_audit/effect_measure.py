@@ -14,12 +14,20 @@ from semlens_audit.plan import AuditPlan
 from semlens_audit.records import EffectRecord, Measurement, PresenceRecord
 from semlens_audit.statistics import auroc
 
-__all__ = ["effect_quantities", "measure_effects"]
+__all__ = ["concept_presences", "effect_quantities", "measure_effects"]
 
 
-def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRecord], dict[str, float]]:
-    """Behavioural effect of every concept on every audited class, from each source of presence there is."""
-    settings, concepts = plan.audit.measurement, plan.spec.concepts
+def concept_presences(plan: AuditPlan, evidence: Evidence) -> tuple[list[behaviour.Presence], dict[int, behaviour.Presence]]:
+    """Where each concept is present.
+
+    Returns
+    -------
+    seen
+        One entry per concept of the spec: as the foundation model sees it on whole images.
+    told
+        Position of a concept -> as its attribute column says, where there is one.
+    """
+    concepts = plan.spec.concepts
     centre = evidence.image_embeddings.astype(np.float64).mean(axis=0)
     pools = [layer.null_embeddings.astype(np.float64).mean(axis=0) for layer in evidence.layers if len(layer.null_embeddings)]
     # A dead layer has no random crops; where no layer has any, whole images stand for the data.
@@ -33,6 +41,13 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
         for index, concept in enumerate(concepts)
         if (concept.attribute or concept.id) in evidence.attributes
     }
+    return seen, told
+
+
+def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRecord], dict[str, float]]:
+    """Behavioural effect of every concept on every audited class, from each source of presence there is."""
+    settings, concepts = plan.audit.measurement, plan.spec.concepts
+    seen, told = concept_presences(plan, evidence)
     aurocs: dict[str, float] = {}
     for index, presence in told.items():
         present = presence.present[presence.known]

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semlens_audit import __version__, checks, verdict
 from semlens_audit.data import DataSet, open_data
+from semlens_audit.data_gallery import picture
 from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError, UsageError
 from semlens_audit.evidence import Evidence
@@ -100,7 +101,8 @@ def run(
     with Store.open(store_path(plan)) as store:
         data = open_data(plan, store.file_digest)
         stages = evidence_stages(plan, data, store)
-        key = measurement_key(plan, stages, quantities, data.attributes)
+        paired = data.pairs.sha256 if data.pairs else None
+        key = measurement_key(plan, stages, quantities, data.attributes, pairs=paired)
         payload = store.get_measurement(key)
         if payload is None:
             evidence = load_evidence(plan, data, store)
@@ -113,23 +115,26 @@ def run(
                 raise IntegrityError(
                     "index-incomplete", "The store lacks evidence that was just written.", "Run the same command again."
                 )
-            payload = _measure(plan, evidence, quantities, progress).model_dump_json()
+            payload = _measure(plan, data, evidence, quantities, progress).model_dump_json()
             store.put_measurement(key, payload)
         cached = _Cached.model_validate_json(payload)
         store.log("audit", {"audit": plan.audit.audit, "spec": plan.spec_digest, "measurement": key})
     return _record(plan, data, cached, stages, command, now or datetime.now(UTC))
 
 
-def _measure(plan: AuditPlan, evidence: Evidence, quantities: Sequence[checks.Quantity], progress: Progress) -> _Cached:
+def _measure(
+    plan: AuditPlan, data: DataSet, evidence: Evidence, quantities: Sequence[checks.Quantity], progress: Progress
+) -> _Cached:
     total = len(evidence.layers) * (1 + len(evidence.class_names))
     with progress.stage("measure", total) as advance:
         measured = measure(plan, evidence, quantities, progress=advance)
     with progress.stage("Sensitivity", planned(plan, evidence)) as advance:
         scenarios = measure_scenarios(plan, evidence, quantities, measured, progress=advance)
     places, images = illustrate(evidence, measured.class_layers)
+    shown, pictures = picture(plan, data, measured.presence_in_data)
     return _Cached(
-        measurements=measured.model_copy(update={"class_layers": places}),
-        images=images,
+        measurements=measured.model_copy(update={"class_layers": places, "presence_in_data": shown}),
+        images=images | pictures,
         subject=evidence.subject,
         foundation=evidence.foundation,
         scenarios=scenarios,
@@ -140,7 +145,7 @@ def _record(
     plan: AuditPlan, data: DataSet, cached: _Cached, stages: dict[str, str], command: str, now: datetime
 ) -> AuditRecord:
     measured, audit = cached.measurements, plan.audit
-    found = checks.findings(plan, measured.quantities, measured.class_layers, measured.unrecognised)
+    found = checks.findings(plan, measured.quantities, measured.class_layers, measured.unrecognised, remarks=measured.remarks)
     concepts = tuple(
         ConceptRecord(
             id=concept.id,
@@ -164,6 +169,8 @@ def _record(
         return held, verdict.decide(held, concepts, measured.class_layers, audit.subject.name).state
 
     places, images = prune(measured.class_layers, found, cached.images)
+    pictures = {shown.image for entry in measured.presence_in_data for shown in entry.pictures}
+    images = dict(sorted((images | {key: cached.images[key] for key in pictures if key is not None}).items()))
     subject = SubjectRecord(
         name=audit.subject.name,
         version=audit.subject.version,
@@ -205,6 +212,8 @@ def _record(
             per_class=measured.per_class,
             skipped=tuple(data.skipped),
             attributes=tuple(sorted(data.attributes or {})),
+            pairs=len(data.pairs.pairs) if data.pairs else 0,
+            pairs_sha256=data.pairs.sha256 if data.pairs else None,
         ),
         foundation_model=foundation,
         settings=audit.measurement,
@@ -213,6 +222,8 @@ def _record(
         layers=measured.layers,
         class_layers=places,
         effects=measured.effects,
+        presence_in_data=measured.presence_in_data,
+        pair_effects=measured.pair_effects,
         findings=tuple(found),
         verdict=verdict.decide(found, concepts, places, audit.subject.name),
         limitations=tuple(limitations(plan, measured, text=foundation.text)),

@@ -115,11 +115,13 @@ class Domain:
 
     @classmethod
     def over(cls, unit: Unit, values: Sequence[float]) -> Domain:
-        """Domain that holds `values`: 0 to 1 for a share, 0 (or less) to 1 for a cosine, whole steps for logits."""
+        """Domain that holds `values`: 0 to 1 for a share, 0 or −1 to 1 for a cosine or a difference, whole steps for logits."""
         if unit == "share":
             return cls(0.0, 1.0, unit)
         low, high = min([0.0, *values]), max([0.0, *values])
         if unit == "cosine":
+            return cls(-1.0 if low < 0 else 0.0, 1.0, unit)
+        if unit == "difference":
             return cls(-1.0 if low < 0 else 0.0, 1.0, unit)
         step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100, 1e3, 1e6, 1e12) if (high - low) / step <= 8)
         return cls(-step * -(low // step) if low < 0 else 0.0, step * -(-high // step) or step, unit)
@@ -130,6 +132,8 @@ class Domain:
             return (0.0, 0.25, 0.5, 0.75, 1.0)
         if self.unit == "cosine":
             return (0.0, 0.5, 1.0) if self.low == 0 else (-1.0, 0.0, 1.0)
+        if self.unit == "difference":
+            return (0.0, 0.25, 0.5, 0.75, 1.0) if self.low == 0 else (-1.0, -0.5, 0.0, 0.5, 1.0)
         span = self.high - self.low
         step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100, 1e3, 1e6, 1e12) if span / step <= 5)
         first = -(-self.low // step) * step
@@ -139,6 +143,8 @@ class Domain:
         """`value` as a tick label."""
         if self.unit == "share":
             return f"{value * 100:.0f} %"
+        if self.unit == "difference":
+            return f"{value * 100:.0f}".replace("-", "−")
         return f"{value:g}".replace("-", "−")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from semlens_audit.data import DataSet, class_names, open_data
 from semlens_audit.digest import digest
-from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence
+from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence, PairEvidence
 from semlens_audit.headroom import FirstReferences, indexed, slots
 from semlens_audit.paths import store_path
 from semlens_audit.places import placed_in_audit
@@ -77,8 +77,12 @@ def build(
     store.log("index", {"audit": plan.audit.audit, "stages": sorted(lacking)})
     if "images" in lacking:
         _verify(data, store, inputs["images"], progress)
-    if any(name.partition(":")[0] in {"outputs", "references", "relevance", "selection", "crops"} for name in lacking):
+    if "pairs" in lacking and data.pairs is not None:
+        with progress.stage("Checking pairs", len(data.pairs.images)) as advance:
+            data.pairs.verify(progress=advance)
+    if any(name.partition(":")[0] in {"outputs", "pairs", "references", "relevance", "selection", "crops"} for name in lacking):
         from semlens_audit.crops import crop_pass
+        from semlens_audit.pairs import pair_pass
         from semlens_audit.passes import forward_pass, relevance_pass
         from semlens_audit.selection import select_references
         from semlens_audit.subject import load_subject
@@ -86,6 +90,8 @@ def build(
         with placed_in_audit(asked):
             subject = load_subject(plan, allow_code=allow_code)
             forward_pass(plan, data, store, subject, inputs, progress)
+            if data.pairs is not None:
+                pair_pass(plan, data.pairs, store, subject, inputs, progress)
             relevance_pass(plan, data, store, subject, inputs, progress)
             select_references(plan, store, inputs)
             crop_pass(plan, data, store, subject, inputs, progress)
@@ -250,6 +256,7 @@ def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | No
         subject=dict(outputs.facts),
         foundation=dict(meaning.facts),
         thumbnails=_thumbnails(store, keys),
+        pairs=_pairs(store, keys, data),
         headroom=tuple(stored[:count]),
         other_layers=tuple(declared[count:]),
         other_probes=other_probes,
@@ -277,6 +284,20 @@ def _probes(
             examples=stack([example[sha256, box_text(box)] for sha256, box in parts["examples"]], len(parts["examples"])),
         )
     return probes, stack([prompt[text] for text in prompts(templates, [""])], len(templates))
+
+
+def _pairs(store: Store, keys: dict[str, str], data: DataSet) -> PairEvidence | None:
+    if data.pairs is None:
+        return None
+    rows = store.arrays("SELECT sample, logits FROM output WHERE stage = ?", (keys["pairs"],))
+    logits = rows["logits"][np.argsort(rows["sample"])]
+    places = data.pairs.places
+    return PairEvidence(
+        concepts=tuple(pair.concept for pair in data.pairs.pairs),
+        without=logits[places[:, 0]],
+        present=logits[places[:, 1]],
+        units=data.pairs.units,
+    )
 
 
 def _thumbnails(store: Store, keys: dict[str, str]) -> Callable[[str, int, int], tuple[bytes, bytes]]:

@@ -288,6 +288,15 @@ class MeasurementSettings(_Asked):
     minimum_recognition: float = Field(default=0.8, ge=0.5, le=1)
     """Least area under the ROC curve with which the foundation model recognises a concept, where that can be told; below it,
     what rests on the concept is not measured."""
+    intervention: Literal["mean", "resampling", "both", "none"] = "both"
+    """How components are switched off to confirm what relevance says: replaced by their mean over the test data, by their output
+    on another sample drawn at random, both, or not at all."""
+    intervention_samples: int = Field(default=300, ge=20)
+    """Test samples on which components are switched off, at most; samples that hold a rare concept are drawn with preference."""
+    control_sets: int = Field(default=20, ge=5, le=1000)
+    """Random sets of components, as relevant as those of the concept, that each concept is compared with."""
+    smallest_effect: float = Field(default=0.1, gt=0, le=10)
+    """Smallest effect of interest, logits: what is wholly below it counts as no use of the concept."""
     batch_size: int = Field(default=64, ge=1)
 
 

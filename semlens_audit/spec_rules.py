@@ -18,6 +18,7 @@ from semlens_audit.yaml_source import KeyPath, Source
 __all__ = ["check_spec", "mappings", "texts"]
 
 _SHARE = ("a share of relevance", 0.0, 1.0)
+_DIFFERENCE = ("a difference of two shares", 0.0, 1.0)
 _RULES: dict[str, tuple[str, tuple[str, float, float]]] = {
     "spurious_reliance": ("at_most", _SHARE),
     "valid_reliance": ("at_least", _SHARE),
@@ -26,9 +27,12 @@ _RULES: dict[str, tuple[str, tuple[str, float, float]]] = {
     "concept_not_used": ("at_most", _SHARE),
     "behavioural_effect": ("at_most", ("an effect in logits", 0.0, float("inf"))),
     "clarity": ("at_least", ("a cosine", -1.0, 1.0)),
+    "subgroup_gap": ("at_most", _DIFFERENCE),
+    "concept_presence": ("at_most", _DIFFERENCE),
+    "pair_effect": ("at_most", ("an effect in logits", 0.0, float("inf"))),
 }
 """kind -> the bound it takes and (what the quantity is, least value, greatest value)."""
-_NEEDS_CONCEPTS = {"concept_used", "concept_not_used", "behavioural_effect"}
+_NEEDS_CONCEPTS = {"concept_used", "concept_not_used", "behavioural_effect", "pair_effect"}
 _WITHOUT_CONCEPTS = {"clarity", "unexplained_relevance"}
 _ROLES_OF: dict[str, tuple[str, ...]] = {
     "spurious_reliance": ("spurious",),
@@ -36,8 +40,18 @@ _ROLES_OF: dict[str, tuple[str, ...]] = {
     "concept_used": ("valid", "neutral"),
     "concept_not_used": ("spurious", "neutral"),
     "behavioural_effect": ("spurious", "neutral"),
+    "subgroup_gap": ("spurious", "neutral"),
+    "concept_presence": ("spurious", "neutral"),
+    "pair_effect": ("spurious", "neutral"),
 }
 """kind -> roles that the concepts it names may have for its class."""
+_WITHOUT_LAYERS = {
+    "behavioural_effect": "a behavioural effect is measured at the output, not in a layer.",
+    "subgroup_gap": "a subgroup gap is measured at the output, not in a layer.",
+    "concept_presence": "the presence of a concept is counted in the test data, not in a layer.",
+    "pair_effect": "a pair effect is measured at the output, not in a layer.",
+}
+"""kind -> why it takes no layers."""
 
 
 def check_spec(source: Source) -> None:
@@ -182,11 +196,11 @@ def _check(
         )
     _criterion(source, (*at, "criterion"), check.get("criterion"), f"check '{name}'", kind)
     _check_concepts(source, at, check, str(name), kind, concepts)
-    if kind == "behavioural_effect" and check.get("layers"):
+    if kind in _WITHOUT_LAYERS and check.get("layers"):
         source.complain(
             "layers-not-used",
             (*at, "layers"),
-            f"check '{name}': a behavioural effect is measured at the output, not in a layer.",
+            f"check '{name}': {_WITHOUT_LAYERS[kind]}",
             "Leave `layers` out.",
             at_key=True,
         )

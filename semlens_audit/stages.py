@@ -73,7 +73,8 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     Returns
     -------
     dict
-        stage -> inputs. ``images`` (every image decodes), ``outputs``, ``references:LAYER``, ``crops:LAYER``,
+        stage -> inputs. ``images`` (every image decodes), ``outputs``, ``pairs`` (outputs on
+        counterfactual pairs, where there are any), ``references:LAYER``, ``crops:LAYER``,
         ``relevance:LAYER``, ``selection:LAYER`` (reference samples by relevance, where the audit asks for them),
         ``foundation`` (facts about the foundation model on this data; its key names the pool of region embeddings), ``views``
         (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops), ``probes``.
@@ -98,6 +99,9 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
             "code": _code("foundation.py", "subject.py", "images.py"),
         },
     }
+    if data.pairs is not None:
+        images = [sha256 for sha256, _ in data.pairs.images]
+        inputs["pairs"] = {"stage": "pairs", **model, "data": digest(images), "classes": list(class_names(plan))}
     pool = digest(inputs["foundation"])
     inputs["views"] = {"stage": "views", "pool": pool}
     for layer in indexed(plan).audit.layers:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from semlens_audit.errors import DataError
+from semlens_audit.errors import DataError, Problem
 from semlens_audit.plan import AuditPlan
 
-__all__ = ["read_attributes", "read_labels", "some"]
+__all__ = ["PairRow", "read_attributes", "read_labels", "read_pairs", "some"]
 
 _TRUE = frozenset({"1", "1.0", "true", "yes"})
 _FALSE = frozenset({"0", "0.0", "false", "no"})
@@ -91,6 +92,58 @@ def read_attributes(table: Path, plan: AuditPlan, paths: Sequence[str]) -> dict[
         for column in columns:
             values[column][i] = _attribute_value(row[column], column, table, line)
     return values
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A row of a table of counterfactual pairs: concept id, paths of the images without and with it, 1-based line."""
+
+    concept: str
+    without: str
+    present: str
+    line: int
+
+
+def read_pairs(table: Path, plan: AuditPlan) -> list[PairRow]:
+    """Read a table of counterfactual pairs.
+
+    Parameters
+    ----------
+    table
+        CSV with the columns ``without`` and ``with`` (paths) and ``concept``: the id of a concept of the spec, or the name of its
+        attribute column.
+    plan
+        The audit.
+
+    Raises
+    ------
+    DataError
+        A table or column that is missing or unreadable; with every unknown concept and every path outside the data folder.
+    """
+    rows = _read_table(table, ("without", "with", "concept"))
+    known = {concept.id: concept.id for concept in reversed(plan.spec.concepts)}
+    names = {concept.attribute: concept.id for concept in reversed(plan.spec.concepts) if concept.attribute} | known
+    found, problems = [], []
+    for line, row in enumerate(rows, start=2):
+        name, paths = row["concept"].strip(), []
+        if name not in names:
+            near = get_close_matches(name, list(names), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"The spec's concepts: {', '.join(known)}."
+            problems.append(Problem("unknown-concept", f"{name!r} is no concept of the spec.", hint, str(table), line))
+        for column in ("without", "with"):
+            try:
+                paths.append(_inside(row[column].strip(), table, line))
+            except DataError as error:
+                problems += error.problems
+        if name in names and len(paths) == 2:
+            found.append(PairRow(names[name], paths[0], paths[1], line))
+    if problems:
+        first = problems[0]
+        raise DataError(first.slug, first.message, first.hint, file=first.file, line=first.line, problems=tuple(problems))
+    if not found:
+        hint = "Give one row per pair, or leave `data.pairs` out."
+        raise DataError("no-pairs", "The table has no row.", hint, file=str(table))
+    return found
 
 
 def _attribute_columns(plan: AuditPlan, header: list[str], table: Path) -> list[str]:

@@ -32,7 +32,7 @@ __all__ = [
     "shorten",
 ]
 
-Unit = Literal["share", "logits", "cosine"]
+Unit = Literal["share", "logits", "cosine", "difference"]
 MINUS, DASH = "−", "–"
 NARROW = "\u00a0"
 """A space that breaks no line."""
@@ -55,10 +55,13 @@ KINDS: dict[CheckKind, str] = {
     "concept_not_used": "Reliance on a concept that must not be used",
     "behavioural_effect": "Effect of a concept's presence on the decision",
     "clarity": "Clarity of the layer's components",
+    "subgroup_gap": "Difference in recall between samples with and without a concept",
+    "concept_presence": "Difference in a concept's frequency between the class and all others",
+    "pair_effect": "Effect of a concept on the decision in counterfactual pairs",
 }
-_SCALE: dict[Unit, float] = {"share": 100.0, "logits": 1.0, "cosine": 1.0}
-_MOST: dict[Unit, int] = {"share": 2, "logits": 3, "cosine": 3}
-_LEAST: dict[Unit, int] = {"share": 0, "logits": 1, "cosine": 2}
+_SCALE: dict[Unit, float] = {"share": 100.0, "logits": 1.0, "cosine": 1.0, "difference": 100.0}
+_MOST: dict[Unit, int] = {"share": 2, "logits": 3, "cosine": 3, "difference": 2}
+_LEAST: dict[Unit, int] = {"share": 0, "logits": 1, "cosine": 2, "difference": 0}
 
 
 def needed_decimals(unit: Unit, low: float, high: float, threshold: float | None = None) -> int:
@@ -117,7 +120,8 @@ def format_number(value: float, decimals: int, sign: bool = False) -> str:
 
 
 def _unit(unit: Unit) -> str:
-    return {"share": f"{NARROW}%", "logits": f"{NARROW}logits", "cosine": ""}[unit]
+    # pp: percentage points, so that a difference of shares is not read as a relative change.
+    return {"share": f"{NARROW}%", "logits": f"{NARROW}logits", "cosine": "", "difference": f"{NARROW}pp"}[unit]
 
 
 def format_value(unit: Unit, value: float, decimals: int | None = None) -> str:
@@ -182,9 +186,9 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def join(parts: list[str] | tuple[str, ...]) -> str:
+def join(parts: list[str] | tuple[str, ...], word: str = "and") -> str:
     """``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else list(parts))
+    return f" {word} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else list(parts))
 
 
 def shorten(sha256: str, digits: int = 12) -> str:
