@@ -1,4 +1,4 @@
-"""Paths that people write in audit files: relative to the file, with ``${VAR:-default}`` and ``phantom:NAME``."""
+"""Paths that people write in audit files: relative to the file, with ``${VAR:-default}`` and ``phantom:NAME`` or ``signs:NAME``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semlens_audit.errors import SpecError
 from semlens_audit.plan import AuditPlan
-from semlens_audit.resources import phantom_weights, phantom_weights_names
+from semlens_audit.resources import SHIPPED, shipped_weights, shipped_weights_names
 
 __all__ = ["PHANTOM", "examples_root", "expand", "reports_path", "resolve", "store_path"]
 
@@ -49,7 +49,8 @@ def resolve(plan: AuditPlan | Path | str, text: str) -> Path:
         The plan, or the path of its audit file.
     text
         What the audit file says: absolute, or relative to the audit file; ``${VAR:-default}`` is expanded, and ``phantom:NAME``
-        is the model folder shipped under that name, or the one weights file in it where the folder is no open_clip model.
+        or ``signs:NAME`` is the model folder shipped under that name, or the one weights file in it where the folder is no
+        open_clip model.
 
     Raises
     ------
@@ -58,14 +59,13 @@ def resolve(plan: AuditPlan | Path | str, text: str) -> Path:
     """
     audit_file = plan.audit_file if isinstance(plan, AuditPlan) else str(plan)
     text = expand(text, audit_file)
-    if text.startswith(PHANTOM):
-        name, names = text.removeprefix(PHANTOM), phantom_weights_names()
+    world, colon, name = text.partition(":")
+    if colon and world in SHIPPED:
+        names = shipped_weights_names(world)
         if name not in names:
-            known = ", ".join(f"`{PHANTOM}{other}`" for other in names) or "none in this installation"
-            raise SpecError(
-                "unknown-phantom", f"there is no shipped model `{text}`.", f"There are: {known}.", file=audit_file
-            )
-        folder = phantom_weights(name)
+            known = ", ".join(f"`{world}:{other}`" for other in names) or "none in this installation"
+            raise SpecError("unknown-phantom", f"there is no shipped model `{text}`.", f"There are: {known}.", file=audit_file)
+        folder = shipped_weights(world, name)
         weights = sorted(folder.glob("*.safetensors"))
         return folder if (folder / "open_clip_config.json").exists() or len(weights) != 1 else weights[0]
     return Path(os.path.normpath(Path(audit_file).parent / text))

@@ -6,10 +6,22 @@ from pathlib import Path
 
 from semlens_audit.errors import UsageError
 
-__all__ = ["audits_dir", "checkout", "phantom_weights", "phantom_weights_names", "specs_dir", "templates_dir"]
+__all__ = [
+    "SHIPPED",
+    "audits_dir",
+    "checkout",
+    "phantom_weights",
+    "phantom_weights_names",
+    "shipped_weights",
+    "shipped_weights_names",
+    "specs_dir",
+    "templates_dir",
+]
 
 _PACKAGE = Path(__file__).resolve().parent
-_WEIGHTS = _PACKAGE / "phantom" / "weights"
+
+SHIPPED: tuple[str, ...] = ("phantom", "signs")
+"""Rendered worlds whose weights come with the tool; ``WORLD:NAME`` in an audit file names them."""
 
 
 def checkout() -> Path | None:
@@ -40,25 +52,36 @@ def templates_dir() -> Path:
 
 
 def audits_dir() -> Path:
-    """Folder of the audits that come with the tool: in a wheel, those of the phantom only."""
+    """Folder of the audits that come with the tool: in a wheel, those of rendered data only."""
     return _room("audits")
 
 
-def phantom_weights_names() -> tuple[str, ...]:
-    """Names that ``phantom:NAME`` accepts as weights, sorted."""
-    return tuple(sorted(path.name for path in _WEIGHTS.iterdir() if path.is_dir())) if _WEIGHTS.is_dir() else ()
+def shipped_weights_names(world: str) -> tuple[str, ...]:
+    """Names that ``WORLD:NAME`` accepts as weights, sorted; `world` is one of `SHIPPED`."""
+    room = _PACKAGE / world / "weights"
+    return tuple(sorted(path.name for path in room.iterdir() if path.is_dir())) if room.is_dir() else ()
 
 
-def phantom_weights(name: str) -> Path:
-    """Folder of the shipped weights ``phantom:NAME``.
+def shipped_weights(world: str, name: str) -> Path:
+    """Folder of the shipped weights ``WORLD:NAME``.
 
     Raises
     ------
     UsageError
         Slug ``unknown-phantom-weights``: nothing of that name is shipped.
     """
-    names = phantom_weights_names()
+    names = shipped_weights_names(world)
     if name not in names:
-        known = ", ".join(f"phantom:{known}" for known in names) or "none"
-        raise UsageError("unknown-phantom-weights", f"No weights 'phantom:{name}' come with the tool.", f"There are: {known}.")
-    return _WEIGHTS / name
+        known = ", ".join(f"{world}:{known}" for known in names) or "none"
+        raise UsageError("unknown-phantom-weights", f"No weights '{world}:{name}' come with the tool.", f"There are: {known}.")
+    return _PACKAGE / world / "weights" / name
+
+
+def phantom_weights_names() -> tuple[str, ...]:
+    """Names that ``phantom:NAME`` accepts as weights, sorted."""
+    return shipped_weights_names("phantom")
+
+
+def phantom_weights(name: str) -> Path:
+    """Folder of the shipped weights ``phantom:NAME``; see `shipped_weights`."""
+    return shipped_weights("phantom", name)

@@ -30,7 +30,7 @@ __all__ = ["ARCHITECTURE", "ARGUMENTS", "MEAN", "STD", "embeddings", "new_model"
 ARCHITECTURE = "resnet10t"
 ARGUMENTS: dict[str, Any] = {"channels": [24, 48, 96, 160], "num_classes": 0}
 MEAN = STD = 0.5
-FILE = "foundation.safetensors"
+FILE = "model.safetensors"
 
 _SHOTS = 12
 
