@@ -162,9 +162,10 @@ def covered(pair: Pair) -> bool | None:
     the distance is held against the half-width of either in quadrature.
     """
     true, seen = pair.true_effect, pair.effect
-    if true.value is None or seen.value is None or None in (true.low, true.high, seen.low, seen.high):
+    if true.value is None or true.low is None or true.high is None:
         return None
-    assert true.low is not None and true.high is not None and seen.low is not None and seen.high is not None
+    if seen.value is None or seen.low is None or seen.high is None:
+        return None
     if true.value >= seen.value:
         reach, own = seen.high - seen.value, true.value - true.low
     else:
@@ -291,7 +292,9 @@ def rates(pairs: Sequence[Pair], repeats: Sequence[Repeat] = ()) -> tuple[RateRe
             [
                 (
                     pair.member,
-                    not pair.flagged and "inconclusive" not in pair.findings.values() and "not_measured" in pair.findings.values(),
+                    not pair.flagged
+                    and "inconclusive" not in pair.findings.values()
+                    and "not_measured" in pair.findings.values(),
                 )
                 for pair in judged
             ],
