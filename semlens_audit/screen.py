@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from semlens_audit import sensitivity
 from semlens_audit.records import AuditRecord, Finding, State
 from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measured
 
@@ -65,6 +66,8 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
     console.print(headline)
     for sentence in _disputed(record):
         console.print(Text(sentence))
+    if hangs := sensitivity.sentence(record):
+        console.print(Text(hangs))
     console.print()
     for path in files:
         console.print(Text(str(path), style="cyan"), soft_wrap=True)
@@ -126,6 +129,7 @@ def summary(record: AuditRecord, files: Sequence[Path], exit_code: int) -> dict[
             }
             for finding in record.findings
         ],
+        "sensitivity": [tried.model_dump(mode="json") for tried in record.sensitivity],
         "files": [str(path) for path in files],
     }
 

@@ -114,7 +114,7 @@ def sentence(record: AuditRecord) -> str:
         by_state: dict[State, list[str]] = {}
         for one in other:
             by_state.setdefault(one.verdict or "not_measured", []).append(one.setting)
-        parts = [f"{STATES[state].lower()} with {join(settings)}" for state, settings in by_state.items()]
+        parts = [f"{STATES[state].lower()} with {join(settings, 'or')}" for state, settings in by_state.items()]
         same = len(tried) - len(other)
         rest = f" It is the same under the other {count(same, 'change')} of settings tried." if same else ""
         return f"The verdict hangs on settings: it would be {', and '.join(parts)}.{rest}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ from semlens_audit.records import (
     PresenceRecord,
     ReferenceImage,
     ReferenceRecord,
+    SensitivityChange,
+    SensitivityRecord,
     State,
     SubjectRecord,
     ToolRecord,
@@ -558,6 +561,7 @@ def sample(kind: str) -> AuditRecord:
             },
         ),
         command=f"semlens-audit run audits/phantom-{kind.replace('_', '-')}.yaml",
+        sensitivity=sensitivity(kind, overall, rows),
         stages={
             stage: digest(stage)
             for stage in (
@@ -571,6 +575,33 @@ def sample(kind: str) -> AuditRecord:
         },
         images=images,
     )
+
+
+def sensitivity(kind: str, verdict: State, findings: Sequence[Finding]) -> tuple[SensitivityRecord, ...]:
+    """Settings tried: the shortcut shows under all of them, the clean twin's verdict hangs on two."""
+    if kind == "not_measured":
+        return ()
+    reason = "no concept is defined by two or more example images"
+    tried = [
+        SensitivityRecord(knob="reference samples", setting="20 reference samples instead of 30", verdict=verdict),
+        SensitivityRecord(knob="reference samples", setting="40 reference samples instead of 30", verdict=verdict),
+        SensitivityRecord(knob="prompt templates", setting="5 other prompt templates", verdict=verdict),
+        SensitivityRecord(knob="examples", setting="half of the example images", not_tried=reason),
+        SensitivityRecord(knob="significance", setting="least z 2.5 instead of 3", verdict=verdict),
+        SensitivityRecord(knob="criteria", setting="every criterion 20 % stricter", verdict=verdict),
+    ]
+    after: State = "inconclusive"
+    changed = tuple(
+        SensitivityChange(
+            check=f.check, class_name=f.class_name, layer=f.layer, concepts=f.concepts, before=f.state, after=after
+        )
+        for f in findings
+        if f.state == "satisfied"
+    )[:3]
+    hangs: State = verdict if kind == "shortcut" else after
+    tried[2] = tried[2].model_copy(update={"verdict": hangs, "changes": changed[:1]})
+    tried[5] = tried[5].model_copy(update={"verdict": hangs, "changes": changed})
+    return tuple(tried)
 
 
 def small() -> AuditRecord:
