@@ -9,6 +9,7 @@ from typing import Any
 
 from semlens_audit.errors import SpecError
 from semlens_audit.paths import PHANTOM, resolve
+from semlens_audit.resources import SHIPPED
 from semlens_audit.spec_rules import texts
 from semlens_audit.spec_shape import nearest
 from semlens_audit.yaml_source import KeyPath, Source
@@ -185,7 +186,7 @@ def _data(audit: AuditSource) -> None:
         audit.add(
             "missing-key", ("data",), "data: `csv` data needs `labels`.", "Name the CSV with one row per image."
         )
-    if source == "phantom":
+    if source in SHIPPED:
         for key in ("path", "labels", "pattern", "attributes", "pairs"):
             if audit.get("data", key) is not None:
                 audit.add(

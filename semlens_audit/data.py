@@ -1,4 +1,4 @@
-"""The test data as a list of samples with stable ids: folders, CSV tables, and the rendered phantom. Never imports torch."""
+"""The test data as a list of samples with stable ids: folders, CSV tables, and rendered scenes. Never imports torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -27,7 +28,7 @@ __all__ = ["IMAGE_SUFFIXES", "DataSet", "Sample", "class_names", "open_data", "r
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
 """Files that count as images inside a folder; a table may name others."""
 
-_PHANTOM_VERSION = 1
+_RENDERING_VERSION = 1
 _LISTED = 20
 
 
@@ -193,8 +194,8 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
     audit = plan.audit
     classes = class_names(plan)
     attributes_file: Path | None
-    if audit.data.source == "phantom":
-        root, rows, attributes_file = _phantom(plan)
+    if audit.data.rendered:
+        root, rows, attributes_file = _rendered(plan)
     else:
         root = _existing_folder(plan)
         rows = _rows(plan, root)
@@ -215,7 +216,7 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
     )
     attributes = read_attributes(attributes_file, plan, [sample.path for sample in samples]) if attributes_file else None
     manifest = digest([[sample.path, sample.sha256, sample.label] for sample in samples])
-    pairs = open_pairs(plan, root, file_digest, _renderer_digest)
+    pairs = open_pairs(plan, root, file_digest, partial(_renderer_digest, audit.data.source))
     return DataSet(samples, root, attributes, manifest, pairs=pairs)
 
 
@@ -298,7 +299,7 @@ def _where(plan: AuditPlan, root: Path, rows: Sequence[tuple[str, str]]) -> dict
     first: dict[str, int] = {}
     for line, (_, text) in enumerate(rows, start=2):
         first.setdefault(text, line)
-    if data.source == "phantom":
+    if data.rendered:
         return {}
     if data.labels is None:
         return {text: (str(root / text), None) for text in first}
@@ -365,26 +366,23 @@ def _check_files(root: Path, paths: Sequence[str]) -> None:
     _raise_all(problems)
 
 
-def _phantom(plan: AuditPlan) -> tuple[Path, list[tuple[str, str]], Path]:
-    """Render the phantom once beside the store and return its folder, rows and attributes table."""
-    audit = plan.audit
-    store = store_path(plan)
+def _rendered(plan: AuditPlan) -> tuple[Path, list[tuple[str, str]], Path]:
+    """Render the scenes once beside the store and return their folder, rows and attributes table."""
+    data, store = plan.audit.data, store_path(plan)
     key = digest(
         {
-            "phantom": _PHANTOM_VERSION,
-            "samples": audit.data.samples,
-            "seed": audit.data.seed,
-            "renderer": _renderer_digest(),
+            data.source: _RENDERING_VERSION,
+            "samples": data.samples,
+            "seed": data.seed,
+            "renderer": _renderer_digest(data.source),
         }
     )
-    root = store.parent / f"phantom-{key[:16]}"
+    root = store.parent / f"{data.source}-{key[:16]}"
     if not (root / "labels.csv").is_file():
-        from semlens_audit.phantom import world
-
         root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".phantom-", dir=root.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{data.source}-", dir=root.parent))
         try:
-            world.write_folder(temporary / "data", world.Population(), audit.data.samples, audit.data.seed)
+            _render(data.source, temporary / "data", data.samples, data.seed)
             os.replace(temporary / "data", root)
         except OSError as error:
             # Another process may have been first: its bytes are the same. Anything else in the way is not ours to remove.
@@ -400,7 +398,19 @@ def _phantom(plan: AuditPlan) -> tuple[Path, list[tuple[str, str]], Path]:
     return root, read_labels(root / "labels.csv", "path", "label", ""), root / "attributes.csv"
 
 
-def _renderer_digest() -> str:
+def _render(source: str, folder: Path, samples: int, seed: int) -> None:
+    """Write scenes in which no artefact comes with a class."""
+    if source == "signs":
+        from semlens_audit.signs import world as signs
+
+        signs.write_folder(folder, signs.Population(), samples, seed)
+    else:
+        from semlens_audit.phantom import world as phantom
+
+        phantom.write_folder(folder, phantom.Population(), samples, seed)
+
+
+def _renderer_digest(source: str) -> str:
     """Digest of the renderer's source, so that a changed renderer never reuses old images."""
-    folder = Path(__file__).parent / "phantom"
+    folder = Path(__file__).parent / source
     return digest({path.name: digest_file(path) for path in sorted(folder.glob("*.py")) if not path.name.startswith("train_")})

@@ -182,8 +182,8 @@ class ModelSource(_Asked):
     name: Text
     """timm / torchvision / open_clip architecture, or ``path.py:function`` for own code (needs ``--allow-code``)."""
     weights: str | None = None
-    """Local ``.safetensors`` or ``.pt`` / ``.pth`` state dict, relative to the audit file, or ``phantom:NAME`` for one shipped
-    with the tool. For open_clip: a model directory. Left out: whatever own code returns."""
+    """Local ``.safetensors`` or ``.pt`` / ``.pth`` state dict, relative to the audit file, or ``phantom:NAME`` or
+    ``signs:NAME`` for one shipped with the tool. For open_clip: a model directory. Left out: whatever own code returns."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the architecture."""
 
@@ -217,7 +217,9 @@ class Subject(_Asked):
 class Data(_Asked):
     """The test data."""
 
-    source: Literal["folder", "csv", "phantom"]
+    source: Literal["folder", "csv", "phantom", "signs"]
+    """folder and csv: image files. phantom and signs: rendered dermoscopic images and rendered road signs, each with its
+    attributes."""
     path: str | None = None
     """folder: root with one sub-folder per class, or with images only when `labels` is given. csv: folder of the images."""
     labels: str | None = None
@@ -232,16 +234,21 @@ class Data(_Asked):
     """CSV of counterfactual pairs: columns ``without``, ``with`` (two images of `path`, alike but for the concept) and
     ``concept`` (its id). The images need not be samples."""
     rendered_pairs: int | None = Field(default=None, ge=2)
-    """phantom: how many lesions to render without and with each concept that a ``pair_effect`` check names."""
+    """phantom, signs: how many scenes to render without and with each concept that a ``pair_effect`` check names."""
     pattern: str | None = None
     """folder: regular expression with a group ``class_index`` read from the file name instead of sub-folders."""
     limit: int | None = Field(default=None, ge=1)
     """Use only that many samples, evenly spread over the sorted list."""
     samples: int = Field(default=400, ge=2)
-    """phantom: how many images to render."""
+    """phantom, signs: how many images to render."""
     seed: int = Field(default=0, ge=0)
-    """phantom: seed of the rendering."""
+    """phantom, signs: seed of the rendering."""
     description: str | None = Field(default=None, max_length=2000)
+
+    @property
+    def rendered(self) -> bool:
+        """Whether the tool renders the images itself."""
+        return self.source in ("phantom", "signs")
 
 
 class FoundationModel(_Asked):

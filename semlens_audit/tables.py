@@ -71,8 +71,8 @@ def read_attributes(table: Path, plan: AuditPlan, paths: Sequence[str]) -> dict[
         ``attributes-mismatch``: a sample without row, a column that a concept names and the table lacks, another value.
     """
     data = plan.audit.data
-    image_column = data.image_column if data.source != "phantom" else "path"
-    suffix = data.image_suffix if data.source != "phantom" else ""
+    image_column = data.image_column if not data.rendered else "path"
+    suffix = data.image_suffix if not data.rendered else ""
     rows = _read_table(table, (image_column,))
     by_path: dict[str, tuple[int, dict[str, str]]] = {}
     for line, row in enumerate(rows, start=2):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semlens_audit.signs import examples, train_foundation
+from semlens_audit.signs import encoder, examples
 from semlens_audit.signs.crops import EVALUATION_SEEDS, OPEN, PRESENT, Crops, rendered
 from semlens_audit.signs.render import ATTRIBUTES, VALID
 from semlens_audit.statistics import auroc
@@ -17,16 +17,7 @@ from semlens_audit.statistics import auroc
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load", "presence", "write_card"]
-
-
-def load(path: Path) -> torch.nn.Module:
-    """The encoder with the weights of `path`, in single precision and evaluation mode."""
-    from safetensors.torch import load_file
-
-    model = train_foundation.new_model()
-    model.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()}, strict=False)
-    return model.eval().requires_grad_(False)
+__all__ = ["presence", "write_card"]
 
 
 def presence(model: torch.nn.Module, crops: Crops, shown: dict[str, NDArray[np.uint8]]) -> dict[str, dict[str, float]]:
@@ -47,13 +38,13 @@ def presence(model: torch.nn.Module, crops: Crops, shown: dict[str, NDArray[np.u
     the mean of the crops (`semlens_audit.scores.example_probe`). A crop that shows the attribute in part counts neither for nor
     against it.
     """
-    embedded = train_foundation.embeddings(model, crops.images).astype(np.float64)
+    embedded = encoder.embeddings(model, crops.images).astype(np.float64)
     centre = embedded[~crops.full].mean(axis=0)
     seen = embedded - centre
     seen /= np.linalg.norm(seen, axis=1, keepdims=True)
     table: dict[str, dict[str, float]] = {}
     for index, name in enumerate(ATTRIBUTES):
-        probe = train_foundation.embeddings(model, shown[name]).astype(np.float64).mean(axis=0) - centre
+        probe = encoder.embeddings(model, shown[name]).astype(np.float64).mean(axis=0) - centre
         cosines, state = seen @ probe, crops.states[:, index]
         table[name] = {}
         for part, chosen in (("whole images", crops.full), ("crops", ~crops.full)):
@@ -68,14 +59,14 @@ def presence(model: torch.nn.Module, crops: Crops, shown: dict[str, NDArray[np.u
 def write_card(path: Path, command: str, trained_on: int, scenes: int = 1000) -> None:
     """Measure the encoder of `path` and write ``README.md`` beside it."""
     shown = {name: examples.pictures(name, 12, examples.SEED) for name in ATTRIBUTES}
-    table = presence(load(path), rendered(EVALUATION_SEEDS, scenes, 4, 1), shown)
+    table = presence(encoder.load(path), rendered(EVALUATION_SEEDS, scenes, 4, 1), shown)
     rows = "\n".join(
         f"| {name} | {'valid' if name in VALID else 'artefact'} | {values['whole images']:.3f} | {values['crops']:.3f} |"
         for name, values in table.items()
     )
     text = _CARD.format(
-        architecture=train_foundation.ARCHITECTURE,
-        arguments=", ".join(f"{key}={value}" for key, value in train_foundation.ARGUMENTS.items()),
+        architecture=encoder.ARCHITECTURE,
+        arguments=", ".join(f"{key}={value}" for key, value in encoder.ARGUMENTS.items()),
         megabytes=path.stat().st_size / 1e6,
         trained_on=trained_on,
         command=command,
@@ -125,7 +116,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     options = parser.parse_args()
     shown = {name: examples.pictures(name, 12, examples.SEED) for name in ATTRIBUTES}
-    for name, values in presence(load(options.file), rendered(EVALUATION_SEEDS, options.scenes, 4, 1), shown).items():
+    for name, values in presence(encoder.load(options.file), rendered(EVALUATION_SEEDS, options.scenes, 4, 1), shown).items():
         print(f"{name:18s} " + "  ".join(f"{part} {area:.3f}" for part, area in values.items()))
 
 

@@ -14,57 +14,20 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semlens_audit.signs.crops import ABSENT, PRESENT, TRAINING_SEEDS, Crops, rendered
+from semlens_audit.signs.encoder import FILE, encode, new_model, pixels
 from semlens_audit.signs.render import ATTRIBUTES
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ARCHITECTURE", "ARGUMENTS", "MEAN", "STD", "embeddings", "new_model", "save", "train"]
-
-ARCHITECTURE = "resnet10t"
-ARGUMENTS: dict[str, Any] = {"channels": [24, 48, 96, 160], "num_classes": 0}
-MEAN = STD = 0.5
-FILE = "model.safetensors"
+__all__ = ["save", "train"]
 
 _SHOTS = 12
-
-
-def new_model() -> torch.nn.Module:
-    """An untrained encoder."""
-    import semlens_audit._torchvision  # noqa: F401  (timm imports torchvision)
-
-    import timm  # isort: skip
-
-    model: torch.nn.Module = timm.create_model(ARCHITECTURE, pretrained=False, **ARGUMENTS)
-    return model
-
-
-def _pixels(images: NDArray[np.uint8]) -> torch.Tensor:
-    import torch
-
-    batch = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(255.0).sub_(MEAN).div_(STD)
-    return batch.contiguous(memory_format=torch.channels_last)
-
-
-def _encode(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """(n, d), as `semlens_audit.foundation` takes it."""
-    features: torch.Tensor = model.forward_head(model.forward_features(batch), pre_logits=True)  # type: ignore[operator]
-    return features.flatten(1)
-
-
-def embeddings(model: torch.nn.Module, images: NDArray[np.uint8], batch: int = 256) -> NDArray[np.float32]:
-    """(n, SIDE, SIDE, 3) uint8 -> (n, d) float32 of unit length; the model in evaluation mode."""
-    import torch
-
-    with torch.inference_mode():
-        parts = [_encode(model, _pixels(images[start : start + batch])) for start in range(0, len(images), batch)]
-        return np.asarray(torch.nn.functional.normalize(torch.cat(parts).float(), dim=1).numpy())
 
 
 def _loss(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -99,7 +62,7 @@ def train(crops: Crops, epochs: int, batch: int, rate: float, seed: int, threads
     # Typed stubs of torch do not know the memory format of whole modules.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     count, steps = len(crops.images), epochs * (len(crops.images) // batch)
-    width = int(_encode(model.eval(), _pixels(crops.images[:1])).shape[1])
+    width = int(encode(model.eval(), pixels(crops.images[:1])).shape[1])
     read_out = torch.nn.Linear(width, len(ATTRIBUTES))
     scale = torch.nn.Parameter(torch.full((1, len(ATTRIBUTES)), 8.0))
     offset = torch.nn.Parameter(torch.full((1, len(ATTRIBUTES)), -2.0))
@@ -111,7 +74,7 @@ def train(crops: Crops, epochs: int, batch: int, rate: float, seed: int, threads
         order, losses = rng.permutation(count), []
         for begin in range(0, count - batch + 1, batch):
             rows = order[begin : begin + batch]
-            views = _pixels(crops.images[rows])
+            views = pixels(crops.images[rows])
             if rng.random() < 0.5:
                 views = views.flip(3)
             views = views * (1 + 0.08 * torch.randn(batch, 1, 1, 1)) + 0.08 * torch.randn(batch, 3, 1, 1)
@@ -119,7 +82,7 @@ def train(crops: Crops, epochs: int, batch: int, rate: float, seed: int, threads
             for group in optimiser.param_groups:
                 group["lr"] = rate * min(1.0, (done + 1) / 60) * 0.5 * (1 + math.cos(math.pi * done / steps))
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                encoded = _encode(model, views.contiguous(memory_format=torch.channels_last))
+                encoded = encode(model, views.contiguous(memory_format=torch.channels_last))
             unit = normalize(encoded.float(), dim=1)
             centred = unit - unit.mean(0, keepdim=True)
             half = batch // 2
