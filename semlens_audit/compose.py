@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from semlens_audit.chapters import attachments, crosswalk, glossary, identities, method, reproduction, system, test_data
+from semlens_audit.data_pages import data_show
 from semlens_audit.digest import digest
 from semlens_audit.evidence_pages import Gallery
 from semlens_audit.figures import Domain, Palette, axis, interval_line
@@ -340,6 +341,11 @@ def _sections(record: AuditRecord, palette: Palette, checks: _Checks, whole: str
             tuple(checks.view(c, lambda f: gallery.of(f, _PICTURED) + gallery.meaning(f, _PICTURED)) for c in attention),
         ),
         ("lines", "Two lines of evidence", lines(record, palette) if record.effects else None),
+        (
+            "presence",
+            "What the data show",
+            data_show(record, palette) if record.presence_in_data or record.pair_effects else None,
+        ),
         ("coverage", "Coverage: what the decisions rest on", coverage(record, palette, gallery)),
         ("sensitivity", "What the verdict hangs on", sensitivity(record)),
         ("method", "Method, validity and calibration", method(record)),

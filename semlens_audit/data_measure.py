@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from semlens_audit.effect_measure import concept_presences
 from semlens_audit.evidence import Evidence
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import DataPicture, DataPresence, Interval, Measurement, PairEffectRecord, Proportion, SubgroupRecord
+from semlens_audit.statistics import nested_levels
 from semlens_audit.wording import count, format_estimate
 
 __all__ = ["DataMeasured", "measure_data"]
@@ -20,6 +22,8 @@ __all__ = ["DataMeasured", "measure_data"]
 _ENTANGLED = 0.5
 """A difference in presence whose interval lies wholly above this ties a concept to a class: fewer than a quarter of either
 group break the tie where both are equally frequent in the data."""
+_RESOLUTION = 20_000
+"""Closed forms reach any level; this is as fine as 20,000 bootstrap draws would be."""
 _PER_GROUP = 6
 _PICTURES = 96
 _SOURCES = {
@@ -104,7 +108,33 @@ def measure_data(
             values[quantity.key], remark = _pair_value(evidence, quantity, pairs)
             if remark:
                 remarks[quantity.key] = remark
-    return DataMeasured(values, remarks, _pictured(evidence, records, scores), pairs)
+    return DataMeasured(
+        values,
+        remarks,
+        _pictured(evidence, [_without_nested(record) for record in records], scores),
+        tuple(record.model_copy(update={"effect": _plain(record.effect)}) for record in pairs),
+    )
+
+
+def _interval(level: float, ends: Callable[[float], tuple[float, float]], method: str) -> Interval:
+    """Interval at the nominal level, and those at the levels that p-values follow from."""
+    low, high = ends(level)
+    nested = tuple((at, *ends(at)) for at in nested_levels(level, _RESOLUTION))
+    return Interval(low=low, high=high, level=level, method=method, nested=nested)
+
+
+def _plain(measurement: Measurement) -> Measurement:
+    """The same without the intervals at other levels, which only checks need."""
+    if measurement.interval is None:
+        return measurement
+    return measurement.model_copy(update={"interval": measurement.interval.model_copy(update={"nested": ()})})
+
+
+def _without_nested(record: DataPresence) -> DataPresence:
+    parts = [
+        part.model_copy(update={"difference": _plain(part.difference), "gap": _plain(part.gap)}) for part in record.subgroups
+    ]
+    return record.model_copy(update={"subgroups": tuple(parts)})
 
 
 def _proportion(plan: AuditPlan, hit: np.ndarray, group: np.ndarray, units: np.ndarray) -> Proportion:
@@ -133,8 +163,11 @@ def _difference(
     level = plan.audit.measurement.confidence
     one, other = float(hit[first].mean()), float(hit[second].mean())
     sizes = proportions.effective_size(units[first]), proportions.effective_size(units[second])
-    low, high = proportions.difference(one, sizes[0], other, sizes[1], level)
-    spread = Interval(low=low, high=high, level=level, method="Newcombe hybrid score interval of a difference of two shares")
+    spread = _interval(
+        level,
+        lambda at: proportions.difference(one, sizes[0], other, sizes[1], at),
+        "Newcombe hybrid score interval of a difference of two shares",
+    )
     return Measurement(quantity=quantity, unit="difference", value=one - other, interval=spread, n=n + m)
 
 
@@ -262,8 +295,9 @@ def _pair_effects(plan: AuditPlan, evidence: Evidence) -> tuple[PairEffectRecord
                 reason = f"{words}{apart}, {settings.minimum_samples} needed"
                 effect = Measurement(quantity="pair effect", unit="logits", n=n, not_measured=reason)
             else:
-                low, high = proportions.mean(change, settings.confidence)
-                spread = Interval(low=low, high=high, level=settings.confidence, method="Student's t interval over pairs")
+                spread = _interval(
+                    settings.confidence, partial(proportions.mean, change), "Student's t interval over counterfactual pairs"
+                )
                 effect = Measurement(quantity="pair effect", unit="logits", value=float(change.mean()), interval=spread, n=n)
             out.append(
                 PairEffectRecord(
@@ -311,20 +345,24 @@ def _pictured(
     for record in records:
         presence, score = scores[record.concept]
         chosen: list[int] = []
+        groups: list[str] = []
         if record.not_measured is None:
-            for group in [evidence.labels == index for index in evidence.audited] + [rest]:
+            members = [evidence.labels == index for index in evidence.audited]
+            for name, group in zip((*evidence.class_names, "other classes"), (*members, rest), strict=True):
                 held = np.flatnonzero(presence.present & presence.known & group)
                 order = np.lexsort((held, -score[held], used[held]))
-                chosen += held[order][: min(_PER_GROUP, left - len(chosen))].tolist()
+                fresh = held[order][: min(_PER_GROUP, left - len(chosen))].tolist()
+                chosen, groups = chosen + fresh, groups + [name] * len(fresh)
         used[chosen] = True
         left -= len(chosen)
         pictures = tuple(
             DataPicture(
                 sample=evidence.paths[sample],
+                group=group,
                 label=evidence.classes[evidence.labels[sample]],
                 predicted=evidence.classes[predicted[sample]],
             )
-            for sample in chosen
+            for sample, group in zip(chosen, groups, strict=True)
         )
         out.append(record.model_copy(update={"pictures": pictures}))
     return tuple(out)

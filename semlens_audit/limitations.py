@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
+from semlens_audit.records import InterventionRecord
 from semlens_audit.wording import format_measured, join
 
 __all__ = ["limitations"]
@@ -14,13 +15,17 @@ _WEAK_PRESENCE = 0.9
 _UNEVEN = 0.2
 
 
-def limitations(plan: AuditPlan, measured: Measurements, *, text: bool) -> Iterator[str]:
+def limitations(
+    plan: AuditPlan, measured: Measurements, *, text: bool, interventions: Sequence[InterventionRecord] = ()
+) -> Iterator[str]:
     """Sentences for the report, most consequential first.
 
     Parameters
     ----------
     text
         Whether the foundation model embeds text.
+    interventions
+        Components switched off, concluded.
     """
     yield (
         "The audit looks for the concepts that the spec declares. A shortcut that nobody declared shows only as "
@@ -33,16 +38,13 @@ def limitations(plan: AuditPlan, measured: Measurements, *, text: bool) -> Itera
                 f"{format_measured(place.unexplained)} of the relevance for {place.class_name}: what they "
                 "stand for is open."
             )
-    yield (
-        "Reliance is attributed relevance, not the result of an intervention: components aligned with a concept can carry "
-        "relevance without deciding. The behavioural line of evidence is the counter-check, and the report says where the "
-        "two disagree."
-    )
+    yield from _interventions(plan, interventions)
     yield (
         "The findings hold for test data like the one described here. A concept that the data never shows, or always "
         "shows together with the class, cannot be judged from behaviour."
     )
     yield from _behaviour(plan, measured)
+    yield from _entangled(plan, measured)
     yield from _recognition(plan, measured)
     for layer in measured.layers:
         if layer.conservation is not None and abs(layer.conservation - 1.0) > _UNEVEN:
@@ -67,6 +69,31 @@ def limitations(plan: AuditPlan, measured: Measurements, *, text: bool) -> Itera
     yield from plan.audit.limitations
 
 
+def _interventions(plan: AuditPlan, interventions: Sequence[InterventionRecord]) -> Iterator[str]:
+    """What attributed relevance shows, and what switching components off adds to it."""
+    tested = [one for one in interventions if one.state != "not_tested"]
+    if not tested:
+        yield (
+            "Reliance is attributed relevance, not the result of an intervention: components aligned with a concept can carry "
+            "relevance without deciding. The behavioural line of evidence is the counter-check, and the report says where the "
+            "two disagree."
+        )
+    else:
+        yield (
+            "Reliance is attributed relevance: components aligned with a concept can carry relevance without deciding. Whether "
+            f"they decide was tested by switching them off on {tested[0].samples:,} of the test samples, and the report says "
+            "for each concept whether that confirms it. Switching off shows what flows through the assigned components; a "
+            "concept that other components carry as well can matter more than that, and a network with components switched off "
+            "is not the network in use."
+        )
+    labels = {concept.id: concept.label for concept in plan.spec.concepts}
+    open_ones = dict.fromkeys(
+        f"{labels[one.concept]} ({one.class_name}, {one.layer})" for one in interventions if one.state == "not_tested"
+    )
+    if tested and open_ones:
+        yield f"Not tested by intervention: {join(list(open_ones))}; the reasons stand in the section on interventions."
+
+
 def _behaviour(plan: AuditPlan, measured: Measurements) -> Iterator[str]:
     blind = [
         f"{plan.spec.concept(effect.concept).label} ({effect.class_name})"
@@ -75,6 +102,20 @@ def _behaviour(plan: AuditPlan, measured: Measurements) -> Iterator[str]:
     ]
     if blind:
         yield f"No behavioural effect could be measured for {join(blind)}; the reasons stand beside the findings."
+
+
+def _entangled(plan: AuditPlan, measured: Measurements) -> Iterator[str]:
+    """Concepts that the test data tie to a class."""
+    for entry in measured.presence_in_data:
+        for part in entry.subgroups:
+            if part.class_name in entry.entangled:
+                label = plan.spec.concept(entry.concept).label
+                seen = "" if entry.source == "attributes" else " (as the foundation model sees it)"
+                yield (
+                    f"The test data tie {label} to {part.class_name}: {part.inside.hits:,} of {part.inside.n:,} images of"
+                    f" {part.class_name} hold it{seen}, and {part.outside.hits:,} of {part.outside.n:,} others. From outside, its"
+                    f" effect can hardly be told from the class's own, so that the behavioural line of evidence on {label} is weak."
+                )
 
 
 def _recognition(plan: AuditPlan, measured: Measurements) -> Iterator[str]:

@@ -400,7 +400,10 @@ class DataPicture(_Record):
 
     sample: str
     """Path, relative to the data's root."""
+    group: str
+    """Audited class of the spec whose sample it is; ``other classes`` for all that are not audited."""
     label: str
+    """Class of the model."""
     predicted: str
     image: str | None = None
     """Key into `AuditRecord.images`: what the network sees (JPEG); none where no picture was made."""

@@ -83,7 +83,8 @@ def _headline(
 
 def _guilty(finding: Finding, class_layers: Sequence[ClassLayer]) -> list[str]:
     """Concepts that a failed finding speaks against."""
-    if finding.criterion.operator != "at_most" or finding.kind == "unexplained_relevance":
+    # What the data show, or where accuracy differs, is no statement on what a decision rests on.
+    if finding.criterion.operator != "at_most" or finding.kind == "unexplained_relevance" or finding.line == "data":
         return []
     if len(finding.concepts) <= 1:
         return list(finding.concepts)
@@ -114,8 +115,26 @@ def _agreement(findings: Sequence[Finding], labels: Mapping[str, str]) -> list[s
             if other.kind in _MECHANISTIC and other.class_name == finding.class_name and other.concepts == (concept,)
         ]
         if internal:
-            lines.append(f"{labels[concept]} ({finding.class_name}): {_compare(finding, internal)}")
+            words = f"{labels[concept]} ({finding.class_name}): {_compare(finding, internal)}"
+            lines.append(words + _paired(finding, findings))
     return lines
+
+
+def _paired(outside: Finding, findings: Sequence[Finding]) -> str:
+    """What counterfactual pairs of the same class and concept add, where there are any."""
+    pairs = [
+        other
+        for other in findings
+        if other.line == "counterfactual" and other.class_name == outside.class_name and other.concepts == outside.concepts
+    ]
+    if not pairs:
+        return ""
+    measured = pairs[0].measurement
+    if measured.value is None:
+        return f" Counterfactual pairs: not measured, {measured.not_measured}."
+    sides = {"not_satisfied": "beyond its criterion", "satisfied": "within its criterion"}
+    words = sides.get(pairs[0].state, "which does not settle its criterion")
+    return f" In counterfactual pairs, the margin moves by {format_measured(measured, pairs[0].criterion)}, {words}."
 
 
 def _compare(outside: Finding, inside: Sequence[Finding]) -> str:
