@@ -57,5 +57,5 @@ def load(path: Path) -> torch.nn.Module:
     from safetensors.torch import load_file
 
     model = new_model()
-    model.load_state_dict({name: value.float() for name, value in load_file(str(path)).items()}, strict=False)
+    model.load_state_dict(load_file(str(path)))  # copies into single precision
     return model.eval().requires_grad_(False)

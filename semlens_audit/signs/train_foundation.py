@@ -109,7 +109,6 @@ def save(model: torch.nn.Module, folder: Path) -> Path:
     weights = {
         name: (value.half() if value.is_floating_point() else value).contiguous().clone()
         for name, value in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
     }
     bad = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if bad:
