@@ -18,12 +18,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semlens_audit import __version__, checks, verdict
+from semlens_audit.confirmation import conclude, confirm
 from semlens_audit.data import DataSet, open_data
 from semlens_audit.data_gallery import picture
 from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError, UsageError
 from semlens_audit.evidence import Evidence
 from semlens_audit.foundation_statement import statement
+from semlens_audit.interventions import intervene
 from semlens_audit.gallery import illustrate, prune
 from semlens_audit.index import evidence_stages, load_evidence
 from semlens_audit.limitations import limitations
@@ -40,6 +42,7 @@ from semlens_audit.records import (
     Finding,
     FoundationRecord,
     Identity,
+    InterventionRecord,
     Measurement,
     State,
     SubjectRecord,
@@ -49,7 +52,7 @@ from semlens_audit.scenarios import Scenario, measure_scenarios, planned
 from semlens_audit.sensitivity import compare
 from semlens_audit.store import Store
 
-__all__ = ["read_record", "record_digest", "run", "write_record"]
+__all__ = ["environment", "read_record", "record_digest", "revision", "run", "write_record"]
 
 _PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "zennit", "zennit-crp", "numpy", "pandas", "duckdb", "pydantic",
@@ -118,8 +121,11 @@ def run(
             payload = _measure(plan, data, evidence, quantities, progress).model_dump_json()
             store.put_measurement(key, payload)
         cached = _Cached.model_validate_json(payload)
+        interventions = intervene(
+            plan, data, store, cached.measurements, key, stages, quantities, allow_code=allow_code, progress=progress
+        )
         store.log("audit", {"audit": plan.audit.audit, "spec": plan.spec_digest, "measurement": key})
-    return _record(plan, data, cached, stages, command, now or datetime.now(UTC))
+    return _record(plan, data, cached, interventions, stages, command, now or datetime.now(UTC))
 
 
 def _measure(
@@ -142,10 +148,19 @@ def _measure(
 
 
 def _record(
-    plan: AuditPlan, data: DataSet, cached: _Cached, stages: dict[str, str], command: str, now: datetime
+    plan: AuditPlan,
+    data: DataSet,
+    cached: _Cached,
+    ablated: Sequence[InterventionRecord],
+    stages: dict[str, str],
+    command: str,
+    now: datetime,
 ) -> AuditRecord:
     measured, audit = cached.measurements, plan.audit
+    labels = {concept.id: concept.label for concept in plan.spec.concepts}
+    interventions = tuple(conclude(one, measured.effects, labels, audit.measurement.smallest_effect) for one in ablated)
     found = checks.findings(plan, measured.quantities, measured.class_layers, measured.unrecognised, remarks=measured.remarks)
+    found = confirm(found, interventions, labels)
     concepts = tuple(
         ConceptRecord(
             id=concept.id,
@@ -192,7 +207,7 @@ def _record(
         statement=audit.foundation_model.statement or statement(bool(cached.foundation["text"])),
     )
     return AuditRecord(
-        tool=ToolRecord(version=__version__, revision=_revision()),
+        tool=ToolRecord(version=__version__, revision=revision()),
         created=now.astimezone(UTC).isoformat(timespec="seconds"),
         title=audit.title,
         audit=Identity(name=audit.audit, sha256=plan.audit_digest, detail={"file": _shown(plan.audit_file)}),
@@ -224,10 +239,11 @@ def _record(
         effects=measured.effects,
         presence_in_data=measured.presence_in_data,
         pair_effects=measured.pair_effects,
+        interventions=interventions,
         findings=tuple(found),
         verdict=verdict.decide(found, concepts, places, audit.subject.name),
-        limitations=tuple(limitations(plan, measured, text=foundation.text)),
-        environment=_environment(),
+        limitations=tuple(limitations(plan, measured, text=foundation.text, interventions=interventions)),
+        environment=environment(),
         command=command,
         sensitivity=compare(plan, measured, cached.scenarios, decide),
         stages=stages,
@@ -249,7 +265,8 @@ def _named(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Versions, platform and processors of this run."""
     packages = {}
     for name in _PACKAGES:
         try:
@@ -262,7 +279,7 @@ def _environment() -> Environment:
     )
 
 
-def _revision() -> str | None:
+def revision() -> str | None:
     """Commit of the source checkout the package runs from, or None for an installed package."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():

@@ -33,12 +33,12 @@ from semlens_audit.records import (
 )
 from semlens_audit.resampling import count_units, effective_units, spread_factor
 
-__all__ = ["INTERVENTION_SETTINGS", "VERSION", "Measurements", "measure", "measure_layers", "measurement_key"]
+__all__ = ["MODULES", "INTERVENTION_SETTINGS", "VERSION", "Measurements", "measure", "measure_layers", "measurement_key"]
 
 VERSION = 7
 """Raised whenever a change here changes a number; part of every cache key."""
 
-_MODULES = (
+MODULES = (
     "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "effect_measure", "gallery",
     "headroom", "measure", "proportions", "recognition", "records", "resampling", "scenarios", "scores", "statistics",
 )  # fmt: skip
@@ -109,7 +109,7 @@ def measurement_key(
     return digest(
         {
             "version": VERSION,
-            "code": {name: digest_file(folder / f"{name}.py") for name in _MODULES},
+            "code": {name: digest_file(folder / f"{name}.py") for name in MODULES},
             "stages": stages,
             "attributes": {name: digest_array(column) for name, column in (attributes or {}).items()},
             "groups": None if groups is None else digest_array(groups),

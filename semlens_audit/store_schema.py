@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["CONTENT_TABLES", "TABLES", "VERSION", "Table", "statements"]
 
-VERSION = 2
-"""Version of the schema below; written into every store. 2 added the table ``meaning``."""
+VERSION = 3
+"""Version of the schema below; written into every store. 2 added the table ``meaning``, 3 ``ablation``."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +209,18 @@ TABLES: tuple[Table, ...] = (
             "vector": _VECTOR,
         },
         ("pool", "sha256", "box"),
+    ),
+    Table(
+        "ablation",
+        "the model's outputs for one sample while sets of components of a layer are switched off",
+        {
+            "stage": _STAGE,
+            "sample": _SAMPLE,
+            "outputs": ("FLOAT[] NOT NULL", "outputs for each set in turn, in the order of the stage's sets; classes as in `output`"),
+        },
+        ("stage", "sample"),
+        content=False,
+        since=3,
     ),
     Table(
         "measurement",
