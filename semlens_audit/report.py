@@ -16,7 +16,18 @@ from semlens_audit.pages import Page
 from semlens_audit.records import AuditRecord
 from semlens_audit.resources import templates_dir
 
-__all__ = ["ON_PAPER", "ON_SCREEN", "environment", "render_html", "render_page", "render_pdf", "write", "write_pdf"]
+__all__ = [
+    "ON_PAPER",
+    "ON_SCREEN",
+    "environment",
+    "render_html",
+    "render_page",
+    "render_pdf",
+    "render_template",
+    "replace",
+    "write",
+    "write_pdf",
+]
 
 ON_SCREEN = ("style.css", "screen.css")
 ON_PAPER = ("style.css", "paper.css")
@@ -60,8 +71,13 @@ def _fonts() -> str:
 
 def render_page(page: Page, sheets: tuple[str, ...]) -> str:
     """A page with its style sheets and typefaces inside it."""
+    return render_template("report.html.j2", page, sheets)
+
+
+def render_template(template: str, page: object, sheets: tuple[str, ...]) -> str:
+    """Any page through the template of that name, with its style sheets and typefaces inside it."""
     style = "\n".join([_fonts(), *((_folder() / sheet).read_text(encoding="utf-8") for sheet in sheets)])
-    return environment().get_template("report.html.j2").render(page=page, style=style)
+    return environment().get_template(template).render(page=page, style=style)
 
 
 def render_html(record: AuditRecord) -> str:
@@ -94,7 +110,8 @@ def render_pdf(record: AuditRecord) -> bytes:
     return to_pdf(render_page(make_page(record, PAPER), ON_PAPER), record_digest(record), record.created)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
+    """Write a file in one step: a reader sees the old bytes or the new ones."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -121,7 +138,7 @@ def write(record: AuditRecord, directory: Path, pdf: bool = True) -> list[Path]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     html = directory / "report.html"
-    _replace(html, render_html(record).encode("utf-8"))
+    replace(html, render_html(record).encode("utf-8"))
     written = [html]
     if pdf:
         written.append(write_pdf(record, directory))
@@ -132,5 +149,5 @@ def write_pdf(record: AuditRecord, directory: Path) -> Path:
     """Write ``report.pdf`` into `directory` in one step; raises as `render_pdf`."""
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / "report.pdf"
-    _replace(target, render_pdf(record))
+    replace(target, render_pdf(record))
     return target

@@ -12,9 +12,9 @@ from semlens_audit.measure import MODULES
 from semlens_audit.plan import AuditPlan, MeasurementSettings
 from semlens_audit.records import DataRecord, Finding, FoundationRecord, Identity, RateRecord, StandingRecord
 from semlens_audit.source_digest import essence
-from semlens_audit.wording import count, format_date, join
+from semlens_audit.wording import count, format_date, format_number, join
 
-__all__ = ["SHIPPED", "code_digests", "differences", "family", "percent", "shared_settings", "standing"]
+__all__ = ["SHIPPED", "code_digests", "differences", "family", "shared_settings", "shown", "standing"]
 
 SHIPPED = Path(__file__).parent / "qualification" / "qualification.json"
 """The qualification that comes with the tool, where it does."""
@@ -60,10 +60,14 @@ def family(architecture: str) -> str | None:
     return next((kind for kind, prefixes in _FAMILIES.items() if name.startswith(prefixes)), None)
 
 
-def percent(rate: RateRecord) -> str:
-    """``97 % (93–99 %)``, or that it was not measured."""
+def shown(rate: RateRecord) -> str:
+    """``97 % (93–99 %)`` for a proportion, ``0.98 (0.95–1.00)`` for an area or a correlation, or that it was not measured."""
     if rate.value is None or rate.low is None or rate.high is None:
         return "not measured"
+    if rate.name.startswith(("auroc", "rank_correlation")):
+        between = " to " if rate.low < 0 else "–"
+        low, value, high = (format_number(number, 2) for number in (rate.low, rate.value, rate.high))
+        return f"{value} ({low}{between}{high})"
     digits = 0 if rate.high - rate.low > 0.02 else 1
     low, value, high = (f"{100 * number:.{digits}f}" for number in (rate.low, rate.value, rate.high))
     return f"{value}\u00a0% ({low}–{high}\u00a0%)"
@@ -204,6 +208,6 @@ def _statement(qualified: Qualification, found: Sequence[str], rates: Sequence[R
     if hit is None or alarm is None or hit.value is None or alarm.value is None:
         return f"The instrument was qualified on {tested}, too few of them to state error rates; the verdict rests on the intervals alone."
     return (
-        f"The instrument was qualified on {tested}. In the world of this audit it flagged {percent(hit)} of the artefacts that move "
-        f"the margin by 1 logit or more, and, falsely, {percent(alarm)} of those that move it by less than 0.5."
+        f"The instrument was qualified on {tested}. In the world of this audit it flagged {shown(hit)} of the artefacts that move "
+        f"the margin by 1 logit or more, and, falsely, {shown(alarm)} of those that move it by less than 0.5."
     )

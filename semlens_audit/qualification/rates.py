@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +17,20 @@ from semlens_audit.certificate import ALL, Group, Pair, Repeat
 from semlens_audit.digest import digest
 from semlens_audit.records import RateRecord
 
-__all__ = ["LARGE", "MEASURES", "SMALL", "area", "clopper_pearson", "covered", "groups", "rank_correlation", "rates"]
+__all__ = [
+    "AIMS",
+    "LARGE",
+    "MEASURES",
+    "SMALL",
+    "Aim",
+    "area",
+    "clopper_pearson",
+    "covered",
+    "groups",
+    "rank_correlation",
+    "rates",
+    "reached",
+]
 
 LARGE = 1.0
 """Size of a true effect, logits, from which an artefact counts as relied on."""
@@ -33,6 +47,34 @@ MEASURES: Mapping[str, Measure] = {
 }
 """The reliance measures: share of relevance (mechanistic) and size of the behavioural effect."""
 _WORDS = {"share": "mechanistic share", "effect": "behavioural effect"}
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a rate is meant to be: within `low` and `high`."""
+
+    low: float
+    high: float
+    words: str
+
+
+AIMS: Mapping[str, Aim] = {
+    "true_positive": Aim(0.95, 1.0, "at least 95 %"),
+    "false_positive_small": Aim(0.0, 0.02, "at most 2 %"),
+    "coverage": Aim(0.93, 0.97, "93 to 97 %"),
+    "flips": Aim(0.0, 0.01, "at most 1 %"),
+    "auroc_share": Aim(0.98, 1.0, "at least 0.98"),
+    "auroc_effect": Aim(0.98, 1.0, "at least 0.98"),
+    "rank_correlation_share": Aim(0.8, 1.0, "at least 0.8"),
+    "rank_correlation_effect": Aim(0.8, 1.0, "at least 0.8"),
+}
+"""What the instrument is meant to reach; a rate that does not is printed as falling short."""
+
+
+def reached(rate: RateRecord) -> bool | None:
+    """Whether a measured rate lies within its aim; None without either."""
+    aim = AIMS.get(rate.name)
+    return None if aim is None or rate.value is None else aim.low <= rate.value <= aim.high
 
 
 def clopper_pearson(hits: int, n: int, level: float = _LEVEL) -> tuple[float, float]:
@@ -104,7 +146,8 @@ def area(
     weights = _draws(count, seed)
     total = (weights @ compared * weights).sum(axis=1)
     drawn = (weights @ won * weights).sum(axis=1)[total > 0] / total[total > 0]
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) if drawn.size else (0.0, 1.0)
+    # One model alone says nothing of how models differ.
+    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) if drawn.size and count > 1 else (0.0, 1.0)
     if value == 1.0:
         fewer = int(min(hit.sum(), (~hit).sum()))
         low = clopper_pearson(fewer, fewer)[0]
@@ -151,7 +194,7 @@ def rank_correlation(
         return None
     drawn = correlations(_draws(count, seed)[:, number])
     drawn = drawn[~np.isnan(drawn)]
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) if drawn.size else (-1.0, 1.0)
+    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) if drawn.size and count > 1 else (-1.0, 1.0)
     return value, min(float(low), value), max(float(high), value)
 
 

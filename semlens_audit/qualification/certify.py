@@ -1,0 +1,153 @@
+"""The verb ``qualify``: choose who takes part, carry the campaign out, write certificate and report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from semlens_audit import report
+from semlens_audit.certificate import Qualification
+from semlens_audit.errors import AuditError, Problem, UsageError
+from semlens_audit.progress import Progress
+from semlens_audit.qualification import pages
+from semlens_audit.qualification.campaign import Campaign, Parameters
+from semlens_audit.qualification.entrants import Entrant, Recipe, full, quick
+from semlens_audit.qualification.worlds import available
+
+__all__ = ["FULL", "QUICK", "Outcome", "certify", "choose", "print_rates", "summary"]
+
+FULL = Parameters()
+"""What the full qualification costs: about two minutes of one processor for each of some thirty members of each world."""
+QUICK = Parameters(recipe=Recipe(renders=1200, epochs=0.7), scenes=120, samples=500, repeats=0)
+"""What the quick part costs: minutes."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a qualification came to.
+
+    Parameters
+    ----------
+    qualification
+        The certificate.
+    files
+        What was written, ``qualification.json`` first.
+    problems
+        Why a PDF that was asked for is missing.
+    """
+
+    qualification: Qualification
+    files: tuple[Path, ...]
+    problems: tuple[Problem, ...] = ()
+
+
+def choose(parameters: Parameters, *, brief: bool, only: Sequence[str] = (), members: int | None = None) -> tuple[Entrant, ...]:
+    """Who takes part.
+
+    Parameters
+    ----------
+    brief
+        Whether the quick part is asked for.
+    only
+        Words of which a model's name has to hold at least one; empty: any name will do.
+    members
+        No more models than this.
+
+    Raises
+    ------
+    UsageError
+        ``no-members``: no model is left.
+    """
+    worlds = available()
+    everyone = quick(worlds, parameters.recipe) if brief else full(worlds)
+    found = [
+        entrant if entrant.shipped or brief else replace(entrant, recipe=parameters.recipe)
+        for entrant in everyone
+        if not only or any(word in entrant.name for word in only)
+    ]
+    if not found:
+        names = ", ".join(entrant.name for entrant in everyone[:6])
+        raise UsageError(
+            "no-members",
+            f"No model of the qualification has {' or '.join(map(repr, only))} in its name.",
+            f"Names are like: {names}.",
+        )
+    return tuple(found[:members])
+
+
+def certify(
+    entrants: Sequence[Entrant],
+    parameters: Parameters,
+    *,
+    brief: bool,
+    work: Path,
+    out: Path,
+    pdf: bool,
+    command: str,
+    jobs: int | None = None,
+    progress: Progress,
+    announce: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Carry a qualification out and write its certificate and report.
+
+    Parameters
+    ----------
+    entrants, parameters, work, jobs, progress, announce
+        See `semlens_audit.qualification.campaign.Campaign`.
+    brief
+        Whether it is the quick part.
+    out
+        Folder of certificate and report.
+    pdf
+        Whether to write the PDF too; the rest stands even where it cannot be made.
+    command
+        Command that reproduces it.
+    """
+    campaign = Campaign(entrants, parameters, work, jobs=jobs)
+    results = campaign.run(progress=progress, announce=announce)
+    qualification = campaign.qualification(results, quick=brief, command=command)
+    out.mkdir(parents=True, exist_ok=True)
+    certificate = out / "qualification.json"
+    report.replace(certificate, (qualification.model_dump_json(indent=1) + "\n").encode("utf-8"))
+    files = [certificate, *pages.write(qualification, out, pdf=False)]
+    if not pdf:
+        return Outcome(qualification, tuple(files))
+    try:
+        files = [certificate, *pages.write(qualification, out, pdf=True)]
+    except AuditError as error:
+        return Outcome(qualification, tuple(files), error.problems)
+    return Outcome(qualification, tuple(files))
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """What a program reads of a qualification: all rates of all groups, and the files."""
+    qualification = outcome.qualification
+    return {
+        "schema_version": qualification.schema_version,
+        "sha256": qualification.sha256,
+        "quick": qualification.quick,
+        "models": len(qualification.members),
+        "pairs": len(qualification.pairs),
+        "headline": pages.headline(qualification),
+        "groups": [group.model_dump(mode="json") for group in qualification.groups],
+        "files": [str(path) for path in outcome.files],
+    }
+
+
+def print_rates(outcome: Outcome) -> None:
+    """Print the operating characteristics, with what falls short of its aim."""
+    from rich.console import Console
+    from rich.table import Table
+
+    page = pages.make_page(outcome.qualification, pages.SCREEN)
+    table = Table(title=page.title, caption=page.headline, title_justify="left", caption_justify="left")
+    for place, head in enumerate(page.rates.head):
+        table.add_column(head, justify="left" if place in (0, len(page.rates.head) - 1) else "right")
+    for row in page.rates.rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for path in outcome.files:
+        console.print(str(path), highlight=False, soft_wrap=True)
