@@ -12,7 +12,7 @@ from semlens_audit.signs.stencil import Colour, Opacity, Sheet, cover, softened,
 
 __all__ = ["Stand", "mount", "pole"]
 
-_SYMBOLS = ("arrow", "stripes", "cross", "ring", "bar")
+_SYMBOLS = ("arrow", "stripes", "cross", "ring")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stand:
         return cls(
             float(rng.uniform(50, 78)),
             float(rng.uniform(42, 58)),
-            float(rng.uniform(17, 26)),
+            float(rng.uniform(19, 27)),
             float(rng.normal(0, 0.1)),
             float(rng.uniform(2.6, 4.2)),
         )
@@ -86,9 +86,7 @@ def _other_symbol(
     sheet: Sheet, kind: str, at: Callable[[list[tuple[float, float]]], list[tuple[float, float]]], stroke: float
 ) -> None:
     s = stroke * 0.8
-    if kind == "bar":
-        sheet.polygon(at([(-stroke, -1), (stroke, -1), (0.6 * stroke, 1), (-0.6 * stroke, 1)]))
-    elif kind == "arrow":
+    if kind == "arrow":
         sheet.polygon(at([(-s, 0), (s, 0), (s, 1), (-s, 1)])).polygon(at([(-0.7, 0.05), (0.7, 0.05), (0, -1)]))
     elif kind == "stripes":
         for x in (-0.6, 0.15):
@@ -135,7 +133,7 @@ def mount(
     others = (dark, dark + rng.uniform(0, 0.16), dark + rng.uniform(0, 0.45))
     yellow = (rng.uniform(0.82, 0.98), rng.uniform(0.66, 0.8), rng.uniform(0.08, 0.28))
     white = (rng.uniform(0.8, 0.97),) * 3
-    fading = float(rng.uniform(0, 0.55))
+    fading = float(rng.uniform(0, 0.45))
     light = float(rng.uniform(0.65, 1.05))
     dirt = softened(rng.standard_normal((9, 9), dtype=np.float32) * np.float32(0.07), size)[..., None]
 

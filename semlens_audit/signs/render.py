@@ -105,11 +105,13 @@ class Scene:
         empty mask.
     extents : attribute name -> (H, W) bool; every pixel that the attribute may have changed. For the attributes of the plate
         this is the plate.
+    plate : (H, W) bool; every pixel that the plate touches.
     """
 
     image: NDArray[np.uint8]
     masks: dict[str, NDArray[np.bool_]]
     extents: dict[str, NDArray[np.bool_]]
+    plate: NDArray[np.bool_]
 
 
 def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene:
@@ -171,4 +173,5 @@ def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene
         image,
         {name: masks[name] for name in ATTRIBUTES if name in masks},
         {name: extents[name] for name in ATTRIBUTES if name in extents},
+        parts["plate"] > 0,
     )
