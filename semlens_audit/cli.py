@@ -246,7 +246,9 @@ def run(
         outcome = results.carry_out(plan, allow_code=allow_code, pdf=pdf, out=out, progress=progress)
     print_problems(outcome.problems)
     if as_json:
-        typer.echo(json.dumps(screen.summary(outcome.record, outcome.files, int(outcome.exit_code)), indent=2, ensure_ascii=False))
+        typer.echo(
+            json.dumps(screen.summary(outcome.record, outcome.files, int(outcome.exit_code)), indent=2, ensure_ascii=False)
+        )
     else:
         screen.print_findings(outcome.record, outcome.files)
     return outcome.exit_code
@@ -343,23 +345,9 @@ def qualify(
     like a laboratory's calibration certificate. Interrupted or killed, it resumes with the next model. Exits 0 when it ran,
     whatever the rates: what falls short of its aim is printed as such.
     """
-    from dataclasses import replace
-
     from semlens_audit.qualification import certify
 
-    usual = certify.QUICK if quick else certify.FULL
-    recipe = replace(
-        usual.recipe,
-        renders=usual.recipe.renders if renders is None else renders,
-        epochs=usual.recipe.epochs if epochs is None else epochs,
-    )
-    parameters = replace(
-        usual,
-        recipe=recipe,
-        scenes=usual.scenes if scenes is None else scenes,
-        samples=usual.samples if samples is None else samples,
-        repeats=usual.repeats if repeats is None else repeats,
-    )
+    parameters = certify.cost(brief=quick, renders=renders, epochs=epochs, scenes=scenes, samples=samples, repeats=repeats)
     entrants = certify.choose(parameters, brief=quick, only=only or (), members=members)
     with _progress(quiet) as progress:
         outcome = certify.certify(

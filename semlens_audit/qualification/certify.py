@@ -16,7 +16,7 @@ from semlens_audit.qualification.campaign import Campaign, Parameters
 from semlens_audit.qualification.entrants import Entrant, Recipe, full, quick
 from semlens_audit.qualification.worlds import available
 
-__all__ = ["FULL", "QUICK", "Outcome", "certify", "choose", "print_rates", "summary"]
+__all__ = ["FULL", "QUICK", "Outcome", "certify", "choose", "cost", "print_rates", "summary"]
 
 FULL = Parameters()
 """What the full qualification costs: about two minutes of one processor for each of some thirty members of each world."""
@@ -41,6 +41,26 @@ class Outcome:
     qualification: Qualification
     files: tuple[Path, ...]
     problems: tuple[Problem, ...] = ()
+
+
+def cost(
+    *,
+    brief: bool,
+    renders: int | None = None,
+    epochs: float | None = None,
+    scenes: int | None = None,
+    samples: int | None = None,
+    repeats: int | None = None,
+) -> Parameters:
+    """Parameters of the quick or the full part, with those named put in their place; see `Parameters` and `Recipe`."""
+    usual = QUICK if brief else FULL
+    recipe = {name: value for name, value in {"renders": renders, "epochs": epochs}.items() if value is not None}
+    named = {"scenes": scenes, "samples": samples, "repeats": repeats}
+    return replace(
+        usual,
+        recipe=replace(usual.recipe, **recipe),  # type: ignore[arg-type]
+        **{name: value for name, value in named.items() if value is not None},  # type: ignore[arg-type]
+    )
 
 
 def choose(parameters: Parameters, *, brief: bool, only: Sequence[str] = (), members: int | None = None) -> tuple[Entrant, ...]:

@@ -27,6 +27,4 @@ def network(num_classes: int = 2, widths: tuple[int, ...] = (16, 32, 64, 64, 128
         block.add_module("pool", torch.nn.MaxPool2d(2))
         blocks.append(block)
         width = wider
-    return torch.nn.Sequential(
-        *blocks, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, num_classes)
-    )
+    return torch.nn.Sequential(*blocks, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, num_classes))
