@@ -79,7 +79,14 @@ class _Version(BaseModel):
 
 
 def run(
-    plan: AuditPlan, *, allow_code: bool = False, progress: Progress | None = None, now: datetime | None = None, command: str
+    plan: AuditPlan,
+    *,
+    allow_code: bool = False,
+    progress: Progress | None = None,
+    now: datetime | None = None,
+    command: str,
+    data: DataSet | None = None,
+    anew: bool = False,
 ) -> AuditRecord:
     """Carry out an audit.
 
@@ -93,6 +100,10 @@ def run(
         Time that the record carries; default: the present.
     command
         Command line that reproduces the run.
+    data
+        Test data to take instead of what the plan names, as a part of them.
+    anew
+        Whether to measure again what the store holds measured already.
 
     Raises
     ------
@@ -102,11 +113,11 @@ def run(
     progress = progress or SilentProgress()
     quantities = checks.quantities(plan)
     with Store.open(store_path(plan)) as store:
-        data = open_data(plan, store.file_digest)
+        data = data or open_data(plan, store.file_digest)
         stages = evidence_stages(plan, data, store)
         paired = data.pairs.sha256 if data.pairs else None
         key = measurement_key(plan, stages, quantities, data.attributes, pairs=paired)
-        payload = store.get_measurement(key)
+        payload = None if anew else store.get_measurement(key)
         if payload is None:
             evidence = load_evidence(plan, data, store)
             if evidence is None:
@@ -241,7 +252,7 @@ def _record(
         pair_effects=measured.pair_effects,
         interventions=interventions,
         findings=tuple(found),
-        verdict=verdict.decide(found, concepts, places, audit.subject.name),
+        verdict=verdict.decide(found, concepts, places, audit.subject.name, interventions=interventions),
         limitations=tuple(limitations(plan, measured, text=foundation.text, interventions=interventions)),
         environment=environment(),
         command=command,
