@@ -23,15 +23,9 @@ from semlens_audit.errors import DataError, SpecError
 from semlens_audit.evidence import Evidence, LayerEvidence
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import Interval
-from semlens_audit.resampling import (
-    effective_units,
-    reference_weights,
-    resampled_alignment,
-    resampled_clarity,
-    spread_factor,
-    unit_weights,
-)
+from semlens_audit.resampling import resampled_alignment, resampled_clarity
 from semlens_audit.statistics import nested_levels
+from semlens_audit.units import effective_units, reference_weights, spread_factor, unit_weights
 
 __all__ = [
     "COSINE",
@@ -57,7 +51,7 @@ def generator(plan: AuditPlan, *names: str) -> np.random.Generator:
 
 
 def draw_units(plan: AuditPlan, evidence: Evidence) -> np.ndarray:
-    """(U, B) bootstrap weights of the audit's independent units, see `semlens_audit.resampling.unit_weights`."""
+    """(U, B) bootstrap weights of the audit's independent units, see `semlens_audit.units.unit_weights`."""
     return unit_weights(evidence.units, plan.audit.measurement.bootstrap, generator(plan, "units"))
 
 
@@ -88,9 +82,7 @@ def interval(
         high=float(high[own]),
         level=level,
         method=f"Bayesian bootstrap over {over}, {len(draws)} draws",
-        nested=tuple(
-            (one, round(float(a), 6), round(float(b), 6)) for one, a, b in zip(levels, low, high, strict=True)
-        )
+        nested=tuple((one, round(float(a), 6), round(float(b), 6)) for one, a, b in zip(levels, low, high, strict=True))
         if nested
         else (),
     )
@@ -210,7 +202,7 @@ def assign_layer(
     units = np.where(present, evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
     counts = effective_units(units, present)
     eligible = (counts >= 2) & ~source.dead
-    needed = int(round(counts[eligible].max())) if eligible.any() else 2
+    needed = round(float(counts[eligible].max())) if eligible.any() else 2
     shape, draws = (len(embeddings), len(plan.spec.concepts)), (settings.bootstrap, len(embeddings))
     clarity = np.full(len(embeddings), np.nan)
     assigned_draws = np.full(draws, -1, dtype=np.int16)
@@ -241,7 +233,9 @@ def assign_layer(
     for start in range(0, len(embeddings), _CHUNK):
         part = slice(start, start + _CHUNK)
         even = present[part] / np.maximum(present[part].sum(axis=1, keepdims=True), 1)
-        clarity[part] = np.where(counts[part] >= 2, resampled_clarity(embeddings[part], even[:, None], units[part])[:, 0], np.nan)
+        clarity[part] = np.where(
+            counts[part] >= 2, resampled_clarity(embeddings[part], even[:, None], units[part])[:, 0], np.nan
+        )
         chosen = reference_weights(weights, units[part], present[part])
         drawn = resampled_alignment(embeddings[part], chosen, probes)
         drawn = aligned[part][:, None] + (drawn - drawn.mean(axis=1, keepdims=True)) * factor[part][:, None, None]
@@ -274,7 +268,7 @@ def _calibrations(
     Sets of few samples scatter more than sets of many: held against the null of a full set, a component with few reference
     samples would seem significant by chance.
     """
-    usual = int(round(np.median(counts[eligible]))) if eligible.any() else 2
+    usual = round(float(np.median(counts[eligible]))) if eligible.any() else 2
     sizes = np.where(eligible, _rounded(counts, usual), usual)
     pool = source.null_embeddings.astype(np.float64)
     made = {

@@ -187,7 +187,7 @@ def _data(audit: AuditSource) -> None:
             "missing-key", ("data",), "data: `csv` data needs `labels`.", "Name the CSV with one row per image."
         )
     if source in SHIPPED:
-        for key in ("path", "labels", "pattern", "attributes", "pairs"):
+        for key in ("path", "labels", "pattern", "attributes", "pairs", "groups"):
             if audit.get("data", key) is not None:
                 audit.add(
                     "unused-key",
@@ -197,6 +197,13 @@ def _data(audit: AuditSource) -> None:
                     at_key=True,
                 )
         return
+    if audit.text("data", "groups") and audit.get("data", "labels") is None and audit.get("data", "attributes") is None:
+        audit.add(
+            "unused-key",
+            ("data", "groups"),
+            "data: `groups` names a column, but there is no table that could hold it.",
+            "Give `labels` or `attributes`: the CSV that has this column.",
+        )
     audit.existing("the folder of the images", "data", "path", folder=True)
     audit.existing("the CSV of the labels", "data", "labels", folder=False)
     audit.existing("the CSV of the attributes", "data", "attributes", folder=False)

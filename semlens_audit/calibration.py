@@ -240,9 +240,7 @@ def critical_z(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float
     return max(least, -NormalDist().inv_cdf(rate * max(rejected, 1) / tested.size))
 
 
-def excess(
-    values: np.ndarray, calibration: Calibration, probes: ProbeSet, shift: np.ndarray | float = 0.0
-) -> np.ndarray:
+def excess(values: np.ndarray, calibration: Calibration, probes: ProbeSet, shift: np.ndarray | float = 0.0) -> np.ndarray:
     """Alignment above what random reference sets reach, for each concept.
 
     Parameters

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from semlens_audit.multiplicity import control
 from semlens_audit.plan import AuditPlan, Check, CheckKind, Role
-from semlens_audit.records import ClassLayer, Finding, Interval, Measurement, State
+from semlens_audit.records import ClassLayer, Finding, Measurement, State
 from semlens_audit.wording import format_criterion, format_measured
 
 __all__ = ["KINDS", "LINES", "Kind", "Quantity", "decide", "findings", "hold", "quantities"]
@@ -109,8 +110,12 @@ class Quantity:
             return measurement
         low, high = measurement.interval.low, measurement.interval.high
         least = 0.0 if low <= 0.0 <= high else min(abs(low), abs(high))
-        interval = Interval(
-            low=least, high=max(abs(low), abs(high)), level=measurement.interval.level, method=measurement.interval.method
+        nested = tuple(
+            (level, 0.0 if a <= 0.0 <= b else min(abs(a), abs(b)), max(abs(a), abs(b)))
+            for level, a, b in measurement.interval.nested
+        )
+        interval = measurement.interval.model_copy(
+            update={"low": least, "high": max(abs(low), abs(high)), "nested": nested}
         )
         return measurement.model_copy(update={"value": abs(measurement.value), "interval": interval})
 
@@ -198,6 +203,10 @@ def findings(
     ------
     KeyError
         If a quantity of `quantities` was not measured at all; a quantity that could not be measured says why instead.
+
+    Notes
+    -----
+    The states are those after control for multiplicity as the spec asks, see `semlens_audit.multiplicity.control`.
     """
     labels = {concept.id: concept.label for concept in plan.spec.concepts}
     by_place = {(item.class_name, item.layer): item for item in class_layers}
@@ -228,7 +237,7 @@ def findings(
                     spec_line=plan.check_lines.get(check.id),
                 )
             )
-    return out
+    return control(out, plan.spec.multiplicity)
 
 
 def _carriers(kind: CheckKind, quantity: Quantity, place: ClassLayer | None) -> tuple[int, ...]:

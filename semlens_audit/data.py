@@ -18,6 +18,7 @@ import numpy as np
 from semlens_audit.counterfactuals import PairSet, open_pairs
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import DataError, Problem
+from semlens_audit.grouping import independent_units
 from semlens_audit.images import read_image
 from semlens_audit.paths import resolve, store_path
 from semlens_audit.plan import Audit, AuditPlan
@@ -68,6 +69,8 @@ class DataSet:
         Column -> (N,) int8: 1 holds the concept, 0 does not, -1 unknown; ``None`` without an attributes table.
     sha256
         Of the manifest: sorted (relative path, content digest, label).
+    groups
+        (N,) int64 independent unit of each sample, see `semlens_audit.grouping.independent_units`; None: each is one.
     skipped
         Files left out, each with the reason. Unreadable files are errors, so this is empty unless a source says otherwise.
     pairs
@@ -80,6 +83,7 @@ class DataSet:
     sha256: str
     skipped: tuple[str, ...] = ()
     pairs: PairSet | None = None
+    groups: np.ndarray | None = None
 
     def file(self, sample: Sample) -> Path:
         """Path of the sample's image file."""
@@ -217,7 +221,8 @@ def open_data(plan: AuditPlan, file_digest: Callable[[Path], str] = digest_file)
     attributes = read_attributes(attributes_file, plan, [sample.path for sample in samples]) if attributes_file else None
     manifest = digest([[sample.path, sample.sha256, sample.label] for sample in samples])
     pairs = open_pairs(plan, root, file_digest, partial(_renderer_digest, audit.data.source))
-    return DataSet(samples, root, attributes, manifest, pairs=pairs)
+    groups = independent_units(plan, [sample.path for sample in samples], [sample.sha256 for sample in samples])
+    return DataSet(samples, root, attributes, manifest, pairs=pairs, groups=groups)
 
 
 def _existing_folder(plan: AuditPlan) -> Path:

@@ -69,6 +69,8 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
                 minimum_cell=settings.minimum_counterexamples,
                 minimum_samples=settings.minimum_samples,
                 rng=generator(plan, "effects", name, str(number)),
+                units=evidence.units,
+                confidence=settings.confidence,
             )
             for concept, presence, result in zip(concepts, presences, results, strict=True):
                 if told and number == 0 and presence.source != "attributes":
@@ -83,7 +85,7 @@ def _effect_record(
     if result.value is None:
         effect = Measurement(quantity="behavioural effect", unit="logits", n=result.n, not_measured=result.reason)
     else:
-        spread = interval(plan, result.value, result.draws, "test samples", LOGITS)
+        spread = interval(plan, result.value, result.draws, "test samples", LOGITS, nested=True)
         effect = Measurement(quantity="behavioural effect", unit="logits", value=result.value, interval=spread, n=result.n)
     on, off = presence.present & presence.known, ~presence.present & presence.known
     counts = [

@@ -116,7 +116,7 @@ def run(
         data = data or open_data(plan, store.file_digest)
         stages = evidence_stages(plan, data, store)
         paired = data.pairs.sha256 if data.pairs else None
-        key = measurement_key(plan, stages, quantities, data.attributes, pairs=paired)
+        key = measurement_key(plan, stages, quantities, data.attributes, pairs=paired, groups=data.groups)
         payload = None if anew else store.get_measurement(key)
         if payload is None:
             evidence = load_evidence(plan, data, store)

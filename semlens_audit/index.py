@@ -152,6 +152,8 @@ class StoredLayer(LayerEvidence):
         fixed["boxes"][crop] = np.stack([boxes[column] for column in ("x0", "y0", "x1", "y1")], axis=1)
         state = store.stage(keys[f"relevance:{name}"])
         fixed["attribution"] = str(state.facts["attribution"]) if state else ""
+        drawn = store.arrays("SELECT position, sample FROM null_region WHERE stage = ?", (keys[f"null:{name}"],))
+        fixed["null_samples"] = drawn["sample"][np.argsort(drawn["position"], kind="stable")].astype(np.int64)
         fixed.update(_store=store, _keys=keys, _audited=audited)
         for attribute, value in fixed.items():
             object.__setattr__(self, attribute, value)
@@ -257,6 +259,7 @@ def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | No
         foundation=dict(meaning.facts),
         thumbnails=_thumbnails(store, keys),
         pairs=_pairs(store, keys, data),
+        groups=data.groups,
         headroom=tuple(stored[:count]),
         other_layers=tuple(declared[count:]),
         other_probes=other_probes,

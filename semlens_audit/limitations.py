@@ -57,11 +57,7 @@ def limitations(
             "Concepts are defined by example crops under an image-only foundation model: the definition is no better than "
             "the examples, and a likeness in colour or texture counts as likeness in meaning."
         )
-    if len(plan.spec.checks) > 1:
-        yield (
-            "Each interval holds for its own check. With several checks, the chance that at least one interval misses is "
-            f"larger than for one; no correction for multiplicity is applied to the {len(plan.spec.checks)} checks."
-        )
+    yield from _multiplicity(plan)
     yield (
         "The error rates of this instrument have not been qualified on a population of models with known reliance; the "
         "verdict rests on the intervals alone."
@@ -92,6 +88,24 @@ def _interventions(plan: AuditPlan, interventions: Sequence[InterventionRecord])
     )
     if tested and open_ones:
         yield f"Not tested by intervention: {join(list(open_ones))}; the reasons stand in the section on interventions."
+
+
+def _multiplicity(plan: AuditPlan) -> Iterator[str]:
+    """What several checks at once mean for the claims, under the spec's setting."""
+    if len(plan.spec.checks) < 2:
+        return
+    yield "Each interval holds for its own check: among several, the chance that at least one misses is larger than for one. " + {
+        "holm": (
+            "Claims that a criterion is violated are adjusted for all measured findings (Holm's method), so that this chance does "
+            "not grow with their number. That all criteria are met needs no adjustment: each of them has to be shown."
+        ),
+        "bh": (
+            "Claims that a criterion is violated are adjusted for all measured findings (Benjamini and Hochberg's method): among "
+            "such claims, the share of false ones to be expected is bounded, not the chance of a single one. That all criteria "
+            "are met needs no adjustment: each of them has to be shown."
+        ),
+        "none": f"The spec asks for no correction for multiplicity over its {len(plan.spec.checks)} checks.",
+    }[plan.spec.multiplicity]
 
 
 def _behaviour(plan: AuditPlan, measured: Measurements) -> Iterator[str]:

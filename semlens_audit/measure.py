@@ -31,16 +31,16 @@ from semlens_audit.records import (
     PairEffectRecord,
     ReferenceRecord,
 )
-from semlens_audit.resampling import count_units, effective_units, spread_factor
+from semlens_audit.units import count_units, effective_units, spread_factor
 
 __all__ = ["MODULES", "INTERVENTION_SETTINGS", "VERSION", "Measurements", "measure", "measure_layers", "measurement_key"]
 
-VERSION = 7
+VERSION = 8
 """Raised whenever a change here changes a number; part of every cache key."""
 
 MODULES = (
     "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "effect_measure", "gallery",
-    "headroom", "measure", "proportions", "recognition", "records", "resampling", "scenarios", "scores", "statistics",
+    "headroom", "measure", "proportions", "recognition", "records", "resampling", "scenarios", "scores", "statistics", "units",
 )  # fmt: skip
 """What a cached value is made by and read with; their source is part of every cache key."""
 INTERVENTION_SETTINGS = ("intervention", "intervention_samples", "control_sets", "smallest_effect")

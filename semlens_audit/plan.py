@@ -23,6 +23,7 @@ __all__ = [
     "FoundationModel",
     "MeasurementSettings",
     "ModelSource",
+    "Multiplicity",
     "Preprocessing",
     "Responsible",
     "Role",
@@ -36,6 +37,7 @@ Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=6
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
 Role = Literal["valid", "spurious", "neutral"]
 Severity = Literal["critical", "major", "minor"]
+Multiplicity = Literal["holm", "bh", "none"]
 CheckKind = Literal[
     "spurious_reliance",
     "valid_reliance",
@@ -159,6 +161,10 @@ class Spec(_Asked):
     classes: dict[str, ClassSpec] = Field(min_length=1)
     concepts: tuple[Concept, ...] = Field(min_length=1)
     checks: tuple[Check, ...] = Field(min_length=1)
+    multiplicity: Multiplicity = "holm"
+    """How claims that a criterion is violated are controlled over all measured findings: `holm` bounds the probability of any false
+    one, `bh` the expected share of false ones, `none` leaves each at its own level. That all criteria are met needs no control:
+    every one of them has to be shown."""
     templates: tuple[Text, ...] = ("{}", "a photo of {}", "a close-up of {}", "an image showing {}")
     """Prompt templates; ``{}`` is replaced by each description and by the empty prompt."""
 
@@ -237,6 +243,9 @@ class Data(_Asked):
     """phantom, signs: how many scenes to render without and with each concept that a ``pair_effect`` check names."""
     pattern: str | None = None
     """folder: regular expression with a group ``class_index`` read from the file name instead of sub-folders."""
+    groups: str | None = None
+    """Column that says which images belong together (photographs of one lesion, frames of one film): of the labels' table, else of the
+    attributes' table. Images with the same value, and identical images in any case, count as one independent sample."""
     limit: int | None = Field(default=None, ge=1)
     """Use only that many samples, evenly spread over the sorted list."""
     samples: int = Field(default=400, ge=2)

@@ -129,7 +129,13 @@ class Finding(_Record):
     measurement: Measurement
     state: State
     explanation: str
-    """One sentence for the reader: what the interval says about the criterion."""
+    """For the reader: what the interval says about the criterion."""
+    p_value: float | None = None
+    """Smallest alpha at which the interval of level 1 - alpha leaves the criterion's threshold out, two-sided; none where nothing
+    was measured."""
+    adjusted_p: float | None = None
+    """The same of a claim that the criterion is violated, adjusted for all measured findings as the spec's `multiplicity` asks;
+    none where the estimate meets the criterion, or nothing is adjusted."""
     components: tuple[int, ...] = ()
     """Components of the layer that carry the finding, most relevant first; keys into `LayerRecord.components`."""
     spec_line: int | None = None

@@ -48,6 +48,20 @@ def read_labels(path: Path, image_column: str, label_column: str, suffix: str) -
     return result
 
 
+def read_column(path: Path, image_column: str, column: str, suffix: str) -> dict[str, str]:
+    """Relative path of an image -> what one column says of it, without spaces around it.
+
+    Raises
+    ------
+    DataError
+        A table or column that is missing or unreadable, a path outside the data folder.
+    """
+    rows = _read_table(path, (image_column, column))
+    return {
+        _inside(row[image_column].strip() + suffix, path, line): row[column].strip() for line, row in enumerate(rows, start=2)
+    }
+
+
 def read_attributes(table: Path, plan: AuditPlan, paths: Sequence[str]) -> dict[str, np.ndarray]:
     """Read the columns that the spec's concepts refer to.
 
