@@ -142,6 +142,8 @@ class WorldRecord(_Value):
     data_source: str
     samples: int
     """Test samples of each audit."""
+    multiplicity: str = "none"
+    """Correction that the spec asks for."""
 
 
 class Group(_Value):

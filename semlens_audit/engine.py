@@ -50,6 +50,7 @@ from semlens_audit.records import (
 )
 from semlens_audit.scenarios import Scenario, measure_scenarios, planned
 from semlens_audit.sensitivity import compare
+from semlens_audit.standing import standing
 from semlens_audit.store import Store
 
 __all__ = ["environment", "read_record", "record_digest", "revision", "run", "write_record"]
@@ -217,6 +218,14 @@ def _record(
         text=bool(cached.foundation["text"]),
         statement=audit.foundation_model.statement or statement(bool(cached.foundation["text"])),
     )
+    stands = standing(
+        plan,
+        foundation=foundation,
+        data_source=audit.data.source,
+        samples=len(data.samples),
+        architecture=subject.architecture,
+        findings=found,
+    )
     return AuditRecord(
         tool=ToolRecord(version=__version__, revision=revision()),
         created=now.astimezone(UTC).isoformat(timespec="seconds"),
@@ -253,10 +262,11 @@ def _record(
         interventions=interventions,
         findings=tuple(found),
         verdict=verdict.decide(found, concepts, places, audit.subject.name, interventions=interventions),
-        limitations=tuple(limitations(plan, measured, text=foundation.text, interventions=interventions)),
+        limitations=tuple(limitations(plan, measured, text=foundation.text, interventions=interventions, qualified=stands.statement)),
         environment=environment(),
         command=command,
         sensitivity=compare(plan, measured, cached.scenarios, decide),
+        qualification=stands,
         stages=stages,
         images=images,
     )

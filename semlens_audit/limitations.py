@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
-from semlens_audit.records import InterventionRecord
+from semlens_audit.records import UNQUALIFIED, InterventionRecord
 from semlens_audit.wording import format_measured, join
 
 __all__ = ["limitations"]
@@ -16,7 +16,7 @@ _UNEVEN = 0.2
 
 
 def limitations(
-    plan: AuditPlan, measured: Measurements, *, text: bool, interventions: Sequence[InterventionRecord] = ()
+    plan: AuditPlan, measured: Measurements, *, text: bool, interventions: Sequence[InterventionRecord] = (), qualified: str = UNQUALIFIED
 ) -> Iterator[str]:
     """Sentences for the report, most consequential first.
 
@@ -26,6 +26,8 @@ def limitations(
         Whether the foundation model embeds text.
     interventions
         Components switched off, concluded.
+    qualified
+        What is known of the instrument's error rates, see `semlens_audit.standing`.
     """
     yield (
         "The audit looks for the concepts that the spec declares. A shortcut that nobody declared shows only as "
@@ -58,10 +60,7 @@ def limitations(
             "the examples, and a likeness in colour or texture counts as likeness in meaning."
         )
     yield from _multiplicity(plan)
-    yield (
-        "The error rates of this instrument have not been qualified on a population of models with known reliance; the "
-        "verdict rests on the intervals alone."
-    )
+    yield qualified
     yield from plan.audit.limitations
 
 

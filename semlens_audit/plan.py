@@ -341,6 +341,9 @@ class Audit(_Asked):
     responsible: tuple[Responsible, ...] = ()
     limitations: tuple[Text, ...] = ()
     """What the authors of the audit know it does not show; printed in the report."""
+    qualification: Text | None = None
+    """The ``qualification.json`` that the audit stands on, relative to the audit file; default: the one that comes with the
+    tool."""
     store: str = "../.semlens/{audit}.duckdb"
     """Path of the store, relative to the audit file."""
     reports: str = "../reports"

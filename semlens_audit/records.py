@@ -14,6 +14,7 @@ from semlens_audit.plan import CheckKind, Criterion, MeasurementSettings, Respon
 
 __all__ = [
     "SCHEMA_VERSION",
+    "UNQUALIFIED",
     "AblationRecord",
     "AuditRecord",
     "ClassLayer",
@@ -357,6 +358,13 @@ class RateRecord(_Record):
         if (self.value is None) == (self.not_measured is None):
             raise ValueError("a rate has either a value or a reason for its absence")
         return self
+
+
+UNQUALIFIED = (
+    "The error rates of this instrument have not been qualified on a population of models with known reliance; the verdict rests "
+    "on the intervals alone."
+)
+"""What an audit says that stands on no qualification."""
 
 
 class StandingRecord(_Record):

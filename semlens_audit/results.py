@@ -45,7 +45,15 @@ def folder(plan: AuditPlan, out: Path | None = None) -> Path:
     return (out or paths.reports_path(plan)) / plan.audit.audit
 
 
-def carry_out(plan: AuditPlan, *, progress: Progress, pdf: bool, out: Path | None = None, allow_code: bool = False) -> Outcome:
+def carry_out(
+    plan: AuditPlan,
+    *,
+    progress: Progress,
+    pdf: bool,
+    out: Path | None = None,
+    allow_code: bool = False,
+    qualification: Path | None = None,
+) -> Outcome:
     """Audit `plan` and write record and report.
 
     Parameters
@@ -60,6 +68,8 @@ def carry_out(plan: AuditPlan, *, progress: Progress, pdf: bool, out: Path | Non
         See `folder`.
     allow_code
         Whether a model defined by the user's own Python file may be executed.
+    qualification
+        The ``qualification.json`` to stand on, instead of the one that the audit names.
 
     Raises
     ------
@@ -67,6 +77,10 @@ def carry_out(plan: AuditPlan, *, progress: Progress, pdf: bool, out: Path | Non
         Whatever the user can mend, but for a PDF that cannot be made.
     """
     command = ["semlens-audit", "run", plan.audit_file, *(["--allow-code"] if allow_code else [])]
+    if qualification is not None:
+        command += ["--qualification", str(qualification)]
+        named = plan.audit.model_copy(update={"qualification": str(qualification.resolve())})
+        plan = plan.model_copy(update={"audit": named})
     record = engine.run(plan, allow_code=allow_code, progress=progress, command=shlex.join(command))
     place = folder(plan, out)
     results = place / "results.json"

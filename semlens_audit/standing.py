@@ -9,8 +9,9 @@ from typing import Any
 from semlens_audit.certificate import ALL, Qualification, WorldRecord, read_qualification
 from semlens_audit.digest import digest_file
 from semlens_audit.measure import MODULES
+from semlens_audit.paths import resolve
 from semlens_audit.plan import AuditPlan, MeasurementSettings
-from semlens_audit.records import DataRecord, Finding, FoundationRecord, Identity, RateRecord, StandingRecord
+from semlens_audit.records import UNQUALIFIED, Finding, FoundationRecord, Identity, RateRecord, StandingRecord
 from semlens_audit.source_digest import essence
 from semlens_audit.wording import count, format_date, format_number, join
 
@@ -75,15 +76,26 @@ def shown(rate: RateRecord) -> str:
 
 def differences(
     qualified: Qualification,
+    plan: AuditPlan,
     *,
-    settings: MeasurementSettings,
     foundation: FoundationRecord,
-    data: DataRecord,
+    data_source: str,
+    samples: int,
     architecture: str,
-    layers: Sequence[str],
     findings: Sequence[Finding],
 ) -> tuple[tuple[str, ...], WorldRecord | None]:
     """What differs between an audit and what was qualified.
+
+    Parameters
+    ----------
+    foundation
+        Its foundation model.
+    data_source, samples
+        Kind and number of its test samples.
+    architecture
+        Of its subject, as `SubjectRecord.architecture` has it.
+    findings
+        For their criteria.
 
     Returns
     -------
@@ -92,16 +104,17 @@ def differences(
     world : WorldRecord or None
         The qualified world whose foundation model the audit uses.
     """
+    settings, layers = plan.audit.measurement, plan.audit.layers
     found: list[str] = []
     worlds = [world for world in qualified.worlds if world.foundation_model.sha256 == foundation.sha256]
-    world = next((world for world in worlds if world.data_source == data.source), worlds[0] if worlds else None)
+    world = next((world for world in worlds if world.data_source == data_source), worlds[0] if worlds else None)
     if world is None:
         found.append(f"the foundation model {foundation.name} is none of those qualified")
-    if world is None or world.data_source != data.source:
+    if world is None or world.data_source != data_source:
         known = join([f"“{other.name}”" for other in qualified.worlds])
         found.append(f"the test data are not of a rendered world that was qualified ({known})")
-    elif data.samples < world.samples:
-        found.append(f"{count(data.samples, 'test sample')} instead of {world.samples:,}")
+    elif samples < world.samples:
+        found.append(f"{count(samples, 'test sample')} instead of {world.samples:,}")
     kind = family(architecture)
     if kind is None or kind not in qualified.attributions:
         found.append(f"the architecture {architecture} is of no qualified family ({join(list(qualified.attributions))})")
@@ -117,6 +130,8 @@ def differences(
             found.append(f"{name} {value} instead of {other}")
     if world is not None:
         found += _criteria(world, findings)
+        if plan.spec.multiplicity != world.multiplicity:
+            found.append(f"correction for multiplicity {plan.spec.multiplicity} instead of {world.multiplicity}")
     changed = sorted(name for name, value in code_digests().items() if qualified.code.get(name) != value)
     changed += sorted(set(qualified.code) - set(code_digests()))
     if changed:
@@ -139,39 +154,37 @@ def _criteria(world: WorldRecord, findings: Sequence[Finding]) -> list[str]:
 
 def standing(
     plan: AuditPlan,
-    file: Path | None,
     *,
     foundation: FoundationRecord,
-    data: DataRecord,
+    data_source: str,
+    samples: int,
     architecture: str,
     findings: Sequence[Finding],
 ) -> StandingRecord:
-    """What the audit stands on.
+    """What an audit stands on: the ``qualification.json`` that it names, else the one that comes with the tool, if it does.
 
     Parameters
     ----------
-    file
-        A ``qualification.json``; ``None``: the one that comes with the tool, if it does.
+    foundation, data_source, samples, architecture, findings
+        See `differences`.
 
     Raises
     ------
     AuditError
-        If `file` was named and cannot be read, see `semlens_audit.certificate.read_qualification`.
+        The qualification cannot be read, see `semlens_audit.certificate.read_qualification`.
     """
+    file = resolve(plan, plan.audit.qualification) if plan.audit.qualification is not None else None
     if file is None and not SHIPPED.is_file():
-        return StandingRecord(
-            statement="The error rates of this instrument have not been qualified on a population of models with known "
-            "reliance; the verdict rests on the intervals alone."
-        )
+        return StandingRecord(statement=UNQUALIFIED)
     path = file or SHIPPED
     qualified = read_qualification(path)
     found, world = differences(
         qualified,
-        settings=plan.audit.measurement,
+        plan,
         foundation=foundation,
-        data=data,
+        data_source=data_source,
+        samples=samples,
         architecture=architecture,
-        layers=plan.audit.layers,
         findings=findings,
     )
     identity = Identity(

@@ -387,6 +387,7 @@ def _world(entrant: Entrant, plan: AuditPlan, record: AuditRecord) -> WorldRecor
         foundation_model=record.foundation_model,
         data_source=record.data.source,
         samples=record.data.samples,
+        multiplicity=plan.spec.multiplicity,
     )
 
 
