@@ -10,6 +10,7 @@ from semlens_audit.data_pages import data_show
 from semlens_audit.digest import digest
 from semlens_audit.evidence_pages import Gallery
 from semlens_audit.figures import Domain, Palette, axis, interval_line
+from semlens_audit.intervention_pages import interventions
 from semlens_audit.pages import (
     Badge,
     CheckRow,
@@ -28,6 +29,7 @@ from semlens_audit.records import AuditRecord, Finding, State
 from semlens_audit.relevance_pages import coverage, lines
 from semlens_audit.sensitivity import sentence
 from semlens_audit.sensitivity_pages import sensitivity
+from semlens_audit.standing_pages import in_brief, standing_page
 from semlens_audit.wording import (
     GLYPHS,
     KINDS,
@@ -307,6 +309,8 @@ def _summary(record: AuditRecord, checks: _Checks) -> Summary:
             "and otherwise inconclusive.",
         ),
     ]
+    if record.qualification is not None:
+        facts.append(Fact("How often it is wrong", in_brief(record.qualification)))
     agreement = _agreement(record)
     if agreement:
         facts.append(Fact("Do both ways agree", " ".join(map(capital, agreement))))
@@ -346,8 +350,10 @@ def _sections(record: AuditRecord, palette: Palette, checks: _Checks, whole: str
             "What the data show",
             data_show(record, palette) if record.presence_in_data or record.pair_effects else None,
         ),
+        ("intervention", "What happens when the components are switched off", interventions(record, palette)),
         ("coverage", "Coverage: what the decisions rest on", coverage(record, palette, gallery)),
         ("sensitivity", "What the verdict hangs on", sensitivity(record)),
+        ("qualification", "How often this instrument is wrong", standing_page(record)),
         ("method", "Method, validity and calibration", method(record)),
         (
             "passed",
