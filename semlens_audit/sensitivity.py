@@ -11,7 +11,7 @@ from semlens_audit.records import AuditRecord, Finding, Measurement, Sensitivity
 from semlens_audit.scenarios import Scenario, at_layer
 from semlens_audit.wording import NARROW, STATES, count, join
 
-__all__ = ["MARGIN", "Decide", "compare", "hanging", "moved", "sentence"]
+__all__ = ["MARGIN", "Decide", "changed", "compare", "hanging", "moved", "sentence"]
 
 MARGIN = 0.2
 """Relative change of every criterion's threshold that is tried, either way."""
@@ -70,18 +70,26 @@ def compare(
         asked = at_layer(plan, scenario.layer) if scenario.layer else plan
         missed = measured.unrecognised if scenario.unrecognised is None else scenario.unrecognised
         after, state = decide(asked, measured.quantities | scenario.quantities, missed)
-        changes = tuple(_changes(before, after, anywhere=scenario.layer is not None))
+        changes = tuple(changed(before, after, anywhere=scenario.layer is not None))
         out.append(SensitivityRecord(knob=scenario.knob, setting=scenario.setting, verdict=state, changes=changes))
     for margin, words in ((MARGIN, "stricter"), (-MARGIN, "more lenient")):
         after, state = decide(moved(plan, margin), measured.quantities, measured.unrecognised)
         setting = f"every criterion {100 * MARGIN:g}{NARROW}% {words}"
-        changes = tuple(_changes(before, after, anywhere=False))
+        changes = tuple(changed(before, after))
         out.append(SensitivityRecord(knob="criteria", setting=setting, verdict=state, changes=changes))
     return tuple(out)
 
 
-def _changes(before: Sequence[Finding], after: Sequence[Finding], *, anywhere: bool) -> Iterator[SensitivityChange]:
-    """Findings of another state; `anywhere`: whatever layer the former finding is of, the gravest of several."""
+def changed(before: Sequence[Finding], after: Sequence[Finding], *, anywhere: bool = False) -> Iterator[SensitivityChange]:
+    """Findings whose state is another one.
+
+    Parameters
+    ----------
+    before, after
+        Findings of the same checks.
+    anywhere
+        Compare with the gravest of the former findings of whatever layer, instead of the one of the same layer.
+    """
     states: dict[_Place, State] = {}
     for finding in before:
         place = (finding.check, None if anywhere else finding.layer, finding.concepts)
