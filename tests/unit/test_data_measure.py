@@ -99,7 +99,7 @@ class TestCounts:
     def test_slow_loop(self, numbers: list[int]) -> None:
         keys = [(label, ruler, predicted) for label in (0, 1) for ruler in (0, 1) for predicted in (0, 1)]
         evidence = cells(dict(zip(keys, [n + 1 for n in numbers], strict=True)))
-        record, part = of(measured(evidence))
+        _, part = of(measured(evidence))
         tally: dict[tuple[int, int, int], int] = {}
         for label, ruler, logits in zip(evidence.labels, evidence.attributes["ruler"], evidence.logits, strict=True):
             key = (int(label), int(ruler), int(logits[1] > logits[0]))
