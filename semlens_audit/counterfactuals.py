@@ -244,13 +244,10 @@ def _raise_all(problems: list[Problem]) -> None:
 
 def _rendered(plan: AuditPlan, count: int, renderer: Callable[[], str]) -> Path | None:
     """Folder of the rendered pairs, made once beside the store; ``None`` where no check asks for any."""
-    from semlens_audit.phantom.pairs import write_pairs
-    from semlens_audit.phantom.render import ATTRIBUTES
-    from semlens_audit.phantom.world import Population
-
     asked = {name for check in plan.spec.checks if check.kind == "pair_effect" for name in check.concepts}
     wanted = {concept.attribute or concept.id for concept in plan.spec.concepts if concept.id in asked}
-    names = [name for name in ATTRIBUTES if name in wanted]
+    source = plan.audit.data.source
+    names = [name for name in _attributes(source) if name in wanted]
     if not names:
         return None
     key = digest(
@@ -262,13 +259,13 @@ def _rendered(plan: AuditPlan, count: int, renderer: Callable[[], str]) -> Path 
             "renderer": renderer(),
         }
     )
-    root = store_path(plan).parent / f"phantom-pairs-{key[:16]}"
+    root = store_path(plan).parent / f"{source}-pairs-{key[:16]}"
     if (root / "pairs.csv").is_file():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".phantom-pairs-", dir=root.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{source}-pairs-", dir=root.parent))
     try:
-        write_pairs(temporary / "data", Population(), count, plan.audit.data.seed, names)
+        _write_pairs(source, temporary / "data", count, plan.audit.data.seed, names)
         os.replace(temporary / "data", root)
     except OSError as error:
         # Another process may have been first: its bytes are the same. Anything else in the way is not ours to remove.
@@ -282,3 +279,27 @@ def _rendered(plan: AuditPlan, count: int, renderer: Callable[[], str]) -> Path 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return root
+
+
+def _attributes(source: str) -> tuple[str, ...]:
+    if source == "signs":
+        from semlens_audit.signs import render as signs
+
+        return signs.ATTRIBUTES
+    from semlens_audit.phantom import render as phantom
+
+    return phantom.ATTRIBUTES
+
+
+def _write_pairs(source: str, folder: Path, count: int, seed: int, names: list[str]) -> None:
+    """Pairs of scenes in which no artefact comes with a class."""
+    if source == "signs":
+        from semlens_audit.signs import pairs as signs
+        from semlens_audit.signs.world import Population as Signs
+
+        signs.write_pairs(folder, Signs(), count, seed, names)
+    else:
+        from semlens_audit.phantom import pairs as phantom
+        from semlens_audit.phantom.world import Population as Phantom
+
+        phantom.write_pairs(folder, Phantom(), count, seed, names)

@@ -161,3 +161,44 @@ def test_the_data_source_renders_signs_once(plan_of, tmp_path: Path) -> None:
     assert open_data(plan).sha256 == data.sha256
     assert (data.root / "labels.csv").stat().st_mtime_ns == stamp
     assert [path.name for path in (tmp_path / "store").iterdir()] == [data.root.name]
+
+
+def test_pairs_differ_in_one_attribute_only(tmp_path: Path) -> None:
+    from semlens_audit.signs.pairs import write_pairs
+
+    write_pairs(tmp_path / "pairs", world.Population(), 5, 2, ("sticker", "triangle"))
+    cases = world.sample(world.Population(), 5, 2)
+    with (tmp_path / "pairs" / "pairs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    for row in rows:
+        case = cases[int(Path(row["with"]).stem[:5])]
+        off, on = world.toggle(case.place, case.attributes, row["concept"])
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "pairs" / row["without"])), off)
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "pairs" / row["with"])), on)
+        plain = row["with"] if case.attributes.has(row["concept"]) else row["without"]
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "pairs" / plain)), case.scene().image)
+    with pytest.raises(DataError, match="not empty"):
+        write_pairs(tmp_path / "pairs", world.Population(), 1, 0)
+    with pytest.raises(ValueError, match="unknown attributes ruler"):
+        write_pairs(tmp_path / "other", world.Population(), 1, 0, ("ruler",))
+    with pytest.raises(ValueError, match="at least 1"):
+        write_pairs(tmp_path / "other", world.Population(), 0, 0)
+
+
+def test_an_audit_of_signs_renders_its_pairs(plan_of, tmp_path: Path) -> None:
+    from semlens_audit.plan import Check, Concept, Criterion
+
+    plan = plan_of(data=Data(source="signs", samples=4, seed=3, rendered_pairs=3), classes=world.CLASSES)
+    check = Check(
+        id="snow-pairs", kind="pair_effect", **{"class": next(iter(plan.spec.classes))}, concepts=("snow",),
+        statement="s", criterion=Criterion(at_most=1.0), rationale="r",
+    )  # fmt: skip
+    concept = Concept(id="snow", role="spurious", descriptions=("snow",))
+    plan = plan.model_copy(update={"spec": plan.spec.model_copy(update={"concepts": (concept,), "checks": (check,)})})
+    data = open_data(plan)
+    assert data.pairs is not None
+    assert [pair.concept for pair in data.pairs.pairs] == ["snow"] * 3
+    case = world.sample(world.Population(), 3, 3)[1]
+    _, on = world.toggle(case.place, case.attributes, "snow")
+    assert np.array_equal(np.asarray(Image.open(data.pairs.root / data.pairs.pairs[1].present)), on)
