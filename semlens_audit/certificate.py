@@ -142,7 +142,7 @@ class WorldRecord(_Value):
     data_source: str
     samples: int
     """Test samples of each audit."""
-    multiplicity: str = "none"
+    multiplicity: str
     """Correction that the spec asks for."""
 
 

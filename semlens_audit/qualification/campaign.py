@@ -328,9 +328,8 @@ def _pairs(entrant: Entrant, record: AuditRecord, effects: dict[str, tuple[Estim
         confirmations = []
         for finding in _about(record, artefact):
             states[f"{finding.check}|{finding.layer or '-'}"] = finding.state
-            said = getattr(finding, "confirmation", None)
-            if said is not None and finding.line == "mechanistic":
-                confirmations.append(str(said.state))
+            if finding.confirmation is not None and finding.line == "mechanistic":
+                confirmations.append(finding.confirmation.state)
         if not states:
             raise ExecutionError(
                 "no-findings", f"The spec of the world {entrant.member.world!r} has no check on its artefact {artefact!r}."

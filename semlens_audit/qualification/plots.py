@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit.certificate import Pair
-from semlens_audit.figures import Domain, Figure, Palette, _rule, _svg, _text
+from semlens_audit.figures import Domain, Figure, Palette, caption, drawing, rule
 from semlens_audit.qualification.rates import LARGE, MEASURES, SMALL, covered
 
 __all__ = ["agreement", "reliance", "roc"]
@@ -36,22 +36,22 @@ class _Frame:
     def axes(self, below: str, beside: str) -> str:
         right, floor = _SIZE - _RIGHT, _SIZE - _BOTTOM
         soft, ink = self.palette.soft, self.palette.ink
-        body = _rule(_LEFT, floor, right, floor, self.palette.line) + _rule(_LEFT, _TOP, _LEFT, floor, self.palette.line)
+        body = rule(_LEFT, floor, right, floor, self.palette.line) + rule(_LEFT, _TOP, _LEFT, floor, self.palette.line)
         for tick in self.x.ticks():
             at = self.across(tick)
-            body += _rule(at, floor, at, floor + 4, soft) + _text(at, floor + 16, self.x.label(tick), soft, 10.5)
+            body += rule(at, floor, at, floor + 4, soft) + caption(at, floor + 16, self.x.label(tick), soft, 10.5)
         for tick in self.y.ticks():
             at = self.down(tick)
-            body += _rule(_LEFT - 4, at, _LEFT, at, soft) + _text(_LEFT - 7, at + 4, self.y.label(tick), soft, 10.5, "end")
+            body += rule(_LEFT - 4, at, _LEFT, at, soft) + caption(_LEFT - 7, at + 4, self.y.label(tick), soft, 10.5, "end")
         middle = (_TOP + floor) / 2
-        body += _text((_LEFT + right) / 2, _SIZE - 8, below, ink, 11.5)
+        body += caption((_LEFT + right) / 2, _SIZE - 8, below, ink, 11.5)
         return body + (
             f'<text x="11" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 11 {middle:.1f})" '
             f"style=\"fill:{ink};font-size:11.5px;font-family:'Audit Sans',sans-serif\">{beside}</text>"
         )
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1.0, more: str = "") -> str:
-        return _rule(self.across(x1), self.down(y1), self.across(x2), self.down(y2), colour, width, more)
+        return rule(self.across(x1), self.down(y1), self.across(x2), self.down(y2), colour, width, more)
 
 
 def colours(architectures: Sequence[str], palette: Palette) -> dict[str, tuple[str, str]]:
@@ -101,7 +101,7 @@ def reliance(
     for pair, value in sorted(rows, key=lambda row: row[0].flagged):
         colour, shape = marks[pair.architecture]
         body += _mark(frame.across(_true(pair)), frame.down(value), colour, shape, pair.flagged, palette.paper)
-    return _svg(_SIZE, _SIZE, body, alt, palette)
+    return drawing(_SIZE, _SIZE, body, alt, palette)
 
 
 def roc(pairs: Sequence[Pair], palette: Palette, alt: str) -> Figure:
@@ -124,8 +124,8 @@ def roc(pairs: Sequence[Pair], palette: Palette, alt: str) -> Figure:
                 x1, y1 = x2, y2
         else:
             name += ": no curve"
-        body += _rule(150, y - 4, 176, y - 4, colour, 2, dashes) + _text(182, y, name, palette.ink, 11, "start")
-    return _svg(_SIZE, _SIZE, body, alt, palette)
+        body += rule(150, y - 4, 176, y - 4, colour, 2, dashes) + caption(182, y, name, palette.ink, 11, "start")
+    return drawing(_SIZE, _SIZE, body, alt, palette)
 
 
 def agreement(pairs: Sequence[Pair], marks: Mapping[str, tuple[str, str]], palette: Palette, alt: str) -> Figure:
@@ -146,4 +146,4 @@ def agreement(pairs: Sequence[Pair], marks: Mapping[str, tuple[str, str]], palet
         )
         body += frame.line(true, low, true, high, colour, 1)
         body += _mark(frame.across(true), frame.down(value), colour, shape, bool(covered(pair)), palette.paper)
-    return _svg(_SIZE, _SIZE, body, alt, palette)
+    return drawing(_SIZE, _SIZE, body, alt, palette)
