@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semlens_audit import scores
-from semlens_audit.statistics import otsu, student_factor
+from semlens_audit.presence import SEPARATION, Presence
+from semlens_audit.statistics import student_factor
 from semlens_audit.units import count_units
 
-__all__ = ["Effect", "Presence", "class_margin", "effects", "presence_from_attribute", "presence_from_embeddings"]
+__all__ = ["Effect", "class_margin", "effects"]
 
 _DRAWS = 64
 _TOLERANCE = 1e-6
@@ -35,68 +35,6 @@ def class_margin(logits: np.ndarray, index: int) -> np.ndarray:
     others = np.delete(values, index, axis=1)
     top = others.max(axis=1, keepdims=True)
     return values[:, index] - (top[:, 0] + np.log(np.exp(others - top).sum(axis=1)))
-
-
-@dataclass(frozen=True)
-class Presence:
-    """Where a concept is present.
-
-    Parameters
-    ----------
-    score
-        (N,) float64 graded presence; NaN where unknown.
-    present
-        (N,) bool
-    known
-        (N,) bool
-    step
-        Difference of the mean score between present and absent samples: the change of score that stands for switching the
-        concept on. 0 if either group is empty.
-    separability
-        Share of the score's variance between the two groups, 0 to 1; None for an attribute column.
-    source
-        ``"foundation model"`` or ``"attributes"``.
-    """
-
-    score: np.ndarray
-    present: np.ndarray
-    known: np.ndarray
-    step: float
-    separability: float | None
-    source: str
-
-
-def presence_from_attribute(column: np.ndarray) -> Presence:
-    """Presence as an attribute column states it: (N,) int8, 1 present, 0 absent, -1 unknown."""
-    known = column >= 0
-    present = column == 1
-    step = 1.0 if present.any() and (known & ~present).any() else 0.0
-    return Presence(np.where(known, present.astype(np.float64), np.nan), present, known, step, None, "attributes")
-
-
-def presence_from_embeddings(image_embeddings: np.ndarray, probes: scores.ProbeSet, concept: int) -> Presence:
-    """Presence as the foundation model sees it on the whole image.
-
-    The score is the mean over the concept's probes of the alignment, each standardised over the data; Otsu's threshold
-    divides it into present and absent.
-
-    Parameters
-    ----------
-    image_embeddings
-        (N, d)
-    """
-    rows = np.flatnonzero(probes.concepts == concept)
-    chosen = scores.ProbeSet(
-        probes.directions[rows], probes.origins[rows], probes.baselines[rows], np.zeros(len(rows), dtype=np.int64)
-    )
-    values = scores.alignment(image_embeddings, chosen)
-    deviation = values.std(axis=0)
-    score = ((values - values.mean(axis=0)) / np.maximum(deviation, 1e-12)).mean(axis=1)
-    threshold, separability = otsu(score)
-    present = score > threshold
-    groups = present.any() and (~present).any()
-    step = float(score[present].mean() - score[~present].mean()) if groups else 0.0
-    return Presence(score, present, np.ones(len(score), dtype=bool), step, separability, "foundation model")
 
 
 @dataclass(frozen=True)
@@ -135,9 +73,9 @@ def effects(
 ) -> list[Effect]:
     """Effect of every concept: least squares of the margin on the label and on all concepts' presence together.
 
-    ``margin_i = a_label(i) + sum_j b_j * score_ij + e_i``; effect_j = b_j * step_j. Intervals come from the Bayesian
-    bootstrap over independent units (Rubin 1981): each draw re-solves the normal equations under Dirichlet(1, ..., 1) weights,
-    which holds under unequal variances too, and takes the step anew where it rests on a graded score. Two corrections make small
+    ``margin_i = a_label(i) + sum_j b_j * p_ij + e_i`` with p_ij the probability that sample i holds concept j.
+    Intervals come from the Bayesian bootstrap over independent units (Rubin 1981): each draw re-solves the normal equations under Dirichlet(1, ..., 1) weights,
+    which holds under unequal variances too. Two corrections make small
     samples cover what they should (measured, see ``tests/benchmarks``): residuals are divided by one minus the unit's leverage
     before they are resampled, as a fit hugs the samples that shape it (HC3, MacKinnon and White 1985; of a unit with several
     samples the sum of leverages, an upper bound); and draws are spread by Student's t over the normal quantile with
@@ -145,8 +83,9 @@ def effects(
     counterexamples decide alone.
 
     Not measured, with the reason: too few samples for the coefficients (fewer than two units for each), where the fit would
-    follow the noise and the interval would be too narrow; and a concept whose presence other concepts determine, where least
-    squares would share one effect out among them.
+    follow the noise and the interval would be too narrow; a concept whose presence other concepts determine, where least
+    squares would share one effect out among them; and a concept whose presence cannot be told (`Presence.told`), which is no
+    covariate of the others either: a score without two groups stands for everything in the picture.
 
     Parameters
     ----------
@@ -188,59 +127,31 @@ def effects(
     if independent < 2 * coefficients:
         few = f"{independent} usable samples are too few to tell {coefficients} effects of classes and concepts apart"
         return [Effect(None, np.empty(0), n, reason or few) for reason in reasons]
-    columns = np.stack([presences[index].score[usable] for index in measured], axis=1)
+    columns = np.stack([presences[index].probability[usable] for index in measured], axis=1)
     columns = columns - columns.mean(axis=0)
     entangled = _entangled(columns, groups)
-    steps = [_Steps.of(presences[index], usable) for index in measured]
-    point, draws = _weighted_least_squares(columns, groups, margin[usable], units[usable], steps, bootstrap, rng, confidence)
+    point, draws = _weighted_least_squares(columns, groups, margin[usable], units[usable], bootstrap, rng, confidence)
     results: list[Effect] = []
-    for index, (presence, reason) in enumerate(zip(presences, reasons, strict=True)):
+    for index, reason in enumerate(reasons):
         column = measured.index(index) if reason is None else -1
         if reason is None and entangled[column]:
             reason = "within each class, other concepts determine its presence, so that their effects cannot be told apart"
         if reason is not None:
             results.append(Effect(None, np.empty(0), n, reason))
             continue
-        value = float(point[column] * presence.step)
+        value = float(point[column])
         results.append(Effect(value, value + draws[:, column], n, None))
     return results
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Weighted difference of the mean score between present and absent samples; all that a draw needs of it.
-
-    Parameters
-    ----------
-    fixed
-        The step where no draw changes it.
-    masks
-        (n, 4): present, present times score, absent, absent times score; None with a fixed step.
-    """
-
-    fixed: float
-    masks: np.ndarray | None
-
-    @classmethod
-    def of(cls, presence: Presence, usable: np.ndarray) -> _Steps:
-        score, present = presence.score[usable], presence.present[usable].astype(np.float64)
-        if presence.source == "attributes":
-            return cls(presence.step, None)
-        return cls(presence.step, np.stack([present, present * score, 1.0 - present, (1.0 - present) * score], axis=1))
-
-    def drawn(self, weights: np.ndarray) -> np.ndarray | float:
-        """(D,) steps under weights (D, n), centred at the declared step."""
-        if self.masks is None:
-            return self.fixed
-        sums = weights @ self.masks
-        even = self.masks.sum(axis=0)
-        own = sums[:, 1] / sums[:, 0] - sums[:, 3] / sums[:, 2]
-        return np.asarray(own - (even[1] / even[0] - even[3] / even[2]) + self.fixed)
 
 
 def _reason(
     presence: Presence, labels: np.ndarray, units: np.ndarray, usable: np.ndarray, minimum_cell: int, minimum_samples: int
 ) -> str | None:
+    if not presence.told:
+        return (
+            "the foundation model's scores do not divide the samples into some that hold the concept and some that do not"
+            f" (distance of the groups {presence.separation:.1f} standard deviations, {SEPARATION:g} needed)"
+        )
     known, n = count_units(units[presence.known]), count_units(units[usable])
     if known < min(minimum_samples, count_units(units)):
         return f"whether the concept is present is known for {known} samples, {minimum_samples} needed"
@@ -282,7 +193,6 @@ def _weighted_least_squares(
     groups: np.ndarray,
     target: np.ndarray,
     units: np.ndarray,
-    steps: list[_Steps],
     bootstrap: int,
     rng: np.random.Generator,
     confidence: float,
@@ -310,9 +220,7 @@ def _weighted_least_squares(
     for start in range(0, bootstrap, _DRAWS):
         weights = rng.standard_exponential((min(_DRAWS, bootstrap - start), count))[:, members]
         weights /= weights.mean(axis=1, keepdims=True)
-        slopes = point + (_solve(columns, spread, weights, order, starts) - middle) * factor
-        for column, step in enumerate(steps):
-            drawn[start : start + len(weights), column] = slopes[:, column] * step.drawn(weights) - point[column] * step.fixed
+        drawn[start : start + len(weights)] = (_solve(columns, spread, weights, order, starts) - middle) * factor
     return point, drawn
 
 

@@ -13,6 +13,7 @@ from semlens_audit.checks import Quantity
 from semlens_audit.effect_measure import concept_presences
 from semlens_audit.evidence import Evidence
 from semlens_audit.plan import AuditPlan
+from semlens_audit.presence import Presence
 from semlens_audit.records import DataPicture, DataPresence, Interval, Measurement, PairEffectRecord, Proportion, SubgroupRecord
 from semlens_audit.statistics import nested_levels
 from semlens_audit.wording import count, format_estimate
@@ -85,7 +86,7 @@ def measure_data(
         name for quantity in quantities if quantity.kind in ("subgroup_gap", "concept_presence") for name in quantity.concepts
     }
     records: list[DataPresence] = []
-    scores: dict[str, tuple[behaviour.Presence, np.ndarray]] = {}
+    scores: dict[str, tuple[Presence, np.ndarray]] = {}
     for index, concept in enumerate(plan.spec.concepts):
         if concept.id in asked or any(concept.role_for(name) == "spurious" for name in evidence.class_names):
             presence = told.get(index, seen[index])
@@ -171,13 +172,13 @@ def _difference(
     return Measurement(quantity=quantity, unit="difference", value=one - other, interval=spread, n=n + m)
 
 
-def _presence(
-    plan: AuditPlan, evidence: Evidence, concept: str, presence: behaviour.Presence, missed: str | None
-) -> DataPresence:
+def _presence(plan: AuditPlan, evidence: Evidence, concept: str, presence: Presence, missed: str | None) -> DataPresence:
     units, settings = evidence.units, plan.audit.measurement
     known, present = presence.known, presence.present & presence.known
     predicted = evidence.logits.argmax(axis=1)
     label = plan.spec.concept(concept).label
+    if missed is None and not presence.told:
+        missed = f"the foundation model's scores do not tell which samples hold {label}"
     subgroups = []
     for name, index in zip(evidence.class_names, evidence.audited, strict=True):
         own, taken = evidence.labels == index, predicted == index
@@ -331,7 +332,7 @@ def _pair_value(evidence: Evidence, quantity: Quantity, records: Sequence[PairEf
 
 
 def _pictured(
-    evidence: Evidence, records: Sequence[DataPresence], scores: Mapping[str, tuple[behaviour.Presence, np.ndarray]]
+    evidence: Evidence, records: Sequence[DataPresence], scores: Mapping[str, tuple[Presence, np.ndarray]]
 ) -> tuple[DataPresence, ...]:
     """Choose the images that a report shows of each concept: per audited class and of all others, clearest first.
 

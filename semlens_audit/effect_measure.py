@@ -11,13 +11,14 @@ from semlens_audit.assignment import LOGITS, build_probes, generator, interval
 from semlens_audit.checks import Quantity
 from semlens_audit.evidence import Evidence
 from semlens_audit.plan import AuditPlan
+from semlens_audit.presence import Presence, presence_from_attribute, presences_from_embeddings
 from semlens_audit.records import EffectRecord, Measurement, PresenceRecord
 from semlens_audit.statistics import auroc
 
 __all__ = ["concept_presences", "effect_quantities", "measure_effects"]
 
 
-def concept_presences(plan: AuditPlan, evidence: Evidence) -> tuple[list[behaviour.Presence], dict[int, behaviour.Presence]]:
+def concept_presences(plan: AuditPlan, evidence: Evidence) -> tuple[list[Presence], dict[int, Presence]]:
     """Where each concept is present.
 
     Returns
@@ -32,12 +33,9 @@ def concept_presences(plan: AuditPlan, evidence: Evidence) -> tuple[list[behavio
     pools = [layer.null_embeddings.astype(np.float64).mean(axis=0) for layer in evidence.layers if len(layer.null_embeddings)]
     # A dead layer has no random crops; where no layer has any, whole images stand for the data.
     probes = build_probes(plan, evidence, np.mean(pools, axis=0) if pools else centre, centre)
-    seen = [
-        behaviour.presence_from_embeddings(evidence.image_embeddings.astype(np.float64), probes, index)
-        for index in range(len(concepts))
-    ]
+    seen = presences_from_embeddings(evidence.image_embeddings.astype(np.float64), probes)
     told = {
-        index: behaviour.presence_from_attribute(evidence.attributes[concept.attribute or concept.id])
+        index: presence_from_attribute(evidence.attributes[concept.attribute or concept.id])
         for index, concept in enumerate(concepts)
         if (concept.attribute or concept.id) in evidence.attributes
     }
@@ -80,7 +78,7 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
 
 
 def _effect_record(
-    plan: AuditPlan, evidence: Evidence, name: str, concept: str, presence: behaviour.Presence, result: behaviour.Effect
+    plan: AuditPlan, evidence: Evidence, name: str, concept: str, presence: Presence, result: behaviour.Effect
 ) -> EffectRecord:
     if result.value is None:
         effect = Measurement(quantity="behavioural effect", unit="logits", n=result.n, not_measured=result.reason)
@@ -96,7 +94,7 @@ def _effect_record(
         source="attributes" if presence.source == "attributes" else "foundation model",
         present=counts[0],
         absent=counts[1],
-        separability=presence.separability,
+        separation=presence.separation,
     )
     return EffectRecord(class_name=name, concept=concept, effect=effect, presence=record)
 

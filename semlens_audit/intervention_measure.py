@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit.assignment import LOGITS, SHARE, generator, interval
-from semlens_audit.behaviour import Presence, class_margin
+from semlens_audit.behaviour import class_margin
 from semlens_audit.plan import AuditPlan
+from semlens_audit.presence import Presence
 from semlens_audit.records import AblationRecord, Measurement
 
 __all__ = ["Contrast", "Drawn", "concept_contrast", "draw_weights", "measure_ablation"]
@@ -103,6 +104,8 @@ def concept_contrast(drawn: Drawn, concept: int, *, minimum_cell: int, minimum_s
     own = drawn.presences[concept]
     rows = np.flatnonzero(own.known)
     n, labels, present = len(rows), drawn.labels[rows], own.present[rows]
+    if not own.told:
+        return Contrast(None, n, "the foundation model's scores do not tell which samples hold the concept")
     if n < minimum_samples:
         return Contrast(None, n, f"whether the concept is present is known for {n} of the samples, {minimum_samples} needed")
     cells = [min(int(present[labels == one].sum()), int((~present[labels == one]).sum())) for one in np.unique(labels)]
@@ -114,11 +117,11 @@ def concept_contrast(drawn: Drawn, concept: int, *, minimum_cell: int, minimum_s
             f" (largest smaller group: {max(cells)})",
         )
     others = [
-        presence.score[rows]
+        presence.probability[rows]
         for index, presence in enumerate(drawn.presences)
-        if index != concept and presence.known[rows].all() and np.ptp(presence.score[rows]) > 0
+        if index != concept and presence.told and presence.known[rows].all() and np.ptp(presence.probability[rows]) > 0
     ]
-    columns = np.stack([own.score[rows], *others], axis=1)
+    columns = np.stack([own.probability[rows], *others], axis=1)
     columns = columns - columns.mean(axis=0)
     intercepts = (labels[:, None] == np.unique(labels)).astype(np.float64)
     if n < 2 * (columns.shape[1] + intercepts.shape[1]):
@@ -135,7 +138,7 @@ def concept_contrast(drawn: Drawn, concept: int, *, minimum_cell: int, minimum_s
     # A ridge of a billionth keeps concepts that equal each other solvable; the one in question was seen to differ from all.
     inner = inner + 1e-9 * np.trace(inner, axis1=1, axis2=2)[:, None, None] / width * np.eye(width)
     first = np.zeros((width, 1))
-    first[0] = own.step
+    first[0] = 1.0
     solved = np.linalg.solve(inner, np.broadcast_to(first, (len(inner), width, 1)))[..., 0]
     effect = (solved @ design.T) * weights
     # Residuals of n samples under so many coefficients are too small by sqrt((n - width) / n).
@@ -234,9 +237,7 @@ def _contrast(plan: AuditPlan, effects: np.ndarray, scale: float, n: int, names:
     return _measured(plan, "contrast", "logits", values, n, "test samples and control sets")
 
 
-def _measured(
-    plan: AuditPlan, quantity: str, unit: str, values: np.ndarray, n: int, over: str = "test samples"
-) -> Measurement:
+def _measured(plan: AuditPlan, quantity: str, unit: str, values: np.ndarray, n: int, over: str = "test samples") -> Measurement:
     bounds = {"logits": LOGITS, "share": SHARE, "difference": _DIFFERENCE}[unit]
     value = float(np.clip(values[0], *bounds))
     least = plan.audit.measurement.minimum_samples

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from semlens_audit.assignment import generator
-from semlens_audit.behaviour import Presence
+from semlens_audit.checks import Quantity
 from semlens_audit.component_sets import Controls, control_sets
 from semlens_audit.data import DataSet
 from semlens_audit.digest import digest, digest_file
@@ -24,19 +24,19 @@ from semlens_audit.evidence import Evidence
 from semlens_audit.index import load_evidence
 from semlens_audit.intervention_measure import Drawn, concept_contrast, draw_weights, measure_ablation
 from semlens_audit.measure import Measurements
-from semlens_audit.plan import AuditPlan
-from semlens_audit.records import AblationRecord, ClassLayer, ControlRecord, InterventionRecord
-from semlens_audit.checks import Quantity
 from semlens_audit.places import placed_in_audit
+from semlens_audit.plan import AuditPlan
+from semlens_audit.presence import Presence
 from semlens_audit.progress import Progress
+from semlens_audit.records import AblationRecord, ClassLayer, ControlRecord, InterventionRecord
 from semlens_audit.store import Store
 from semlens_audit.subsample import draw_samples, inclusion
 
 __all__ = ["ablation_stages", "asked", "intervene"]
 
-_MODULES = (
+_MODULES = ("presence",
     "ablation_pass", "assignment", "behaviour", "component_sets", "components", "effect_measure", "intervention",
-    "intervention_measure", "interventions", "records", "subsample",
+    "intervention_measure", "interventions", "presence", "records", "subsample",
 )  # fmt: skip
 _OF_PASS = ("ablation_pass", "components", "intervention")
 _LEAST = 2
@@ -126,16 +126,11 @@ def _draw(plan: AuditPlan, evidence: Evidence, presences: Sequence[Presence]) ->
     """The samples on which components are switched off, and 1 / probability of each."""
     settings = plan.audit.measurement
     states = [np.where(one.known, one.present.astype(np.int8), np.int8(-1)) for one in presences]
-    probability = inclusion(
-        evidence.labels, states, settings.intervention_samples, _LEAST * settings.minimum_counterexamples
-    )
+    probability = inclusion(evidence.labels, states, settings.intervention_samples, _LEAST * settings.minimum_counterexamples)
     samples = draw_samples(probability, generator(plan, "intervention samples"))
     chosen = probability[samples]
     weights = draw_weights(chosen, evidence.units[samples], settings.bootstrap, generator(plan, "intervention bootstrap"))
-    part = tuple(
-        Presence(one.score[samples], one.present[samples], one.known[samples], one.step, one.separability, one.source)
-        for one in presences
-    )
+    part = tuple(one.rows(samples) for one in presences)
     return Drawn(samples, evidence.labels[samples], weights, part), 1.0 / chosen
 
 
@@ -155,7 +150,12 @@ def _target(plan: AuditPlan, place: ClassLayer, concept: str) -> _Target | str:
 
 
 def ablation_stages(
-    plan: AuditPlan, stages: Mapping[str, str], layer: str, drawn: np.ndarray, weights: np.ndarray, sets: Sequence[Sequence[int]]
+    plan: AuditPlan,
+    stages: Mapping[str, str],
+    layer: str,
+    drawn: np.ndarray,
+    weights: np.ndarray,
+    sets: Sequence[Sequence[int]],
 ) -> list[dict[str, Any]]:
     """Inputs of the stages that switch `sets` of a layer off, one for each method; their digest is the stage's key."""
     chosen = plan.audit.measurement.intervention

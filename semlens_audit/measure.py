@@ -40,7 +40,8 @@ VERSION = 8
 
 MODULES = (
     "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "effect_measure", "gallery",
-    "headroom", "measure", "proportions", "recognition", "records", "resampling", "scenarios", "scores", "statistics", "units",
+    "headroom", "measure", "presence", "proportions", "recognition", "records", "resampling", "scenarios", "scores", "statistics",
+    "units",
 )  # fmt: skip
 """What a cached value is made by and read with; their source is part of every cache key."""
 INTERVENTION_SETTINGS = ("intervention", "intervention_samples", "control_sets", "smallest_effect")

@@ -321,8 +321,9 @@ class PresenceRecord(_Record):
     present: dict[str, int]
     """class of the model -> samples that hold the concept."""
     absent: dict[str, int]
-    separability: float | None = None
-    """Share of the presence score's variance between present and absent (Otsu), 0 to 1; low means hard to tell apart."""
+    separation: float | None = None
+    """Distance of the scores of present and absent samples in their common standard deviation (Ashman's D); none for an
+    attribute column."""
 
 
 class EffectRecord(_Record):

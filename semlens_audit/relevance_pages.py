@@ -78,7 +78,7 @@ def _presence(record: AuditRecord) -> Table:
         presence = effect.presence
         cells = [f"{presence.present.get(name, 0):,} / {presence.absent.get(name, 0):,}" for name in names]
         source = (
-            presence.source if presence.separability is None else f"{presence.source}, separability {presence.separability:.2f}"
+            presence.source if presence.separation is None else f"{presence.source}, groups {presence.separation:.1f} SD apart"
         )
         rows.append((capital(record.concept(effect.concept).label), source, *cells))
     return Table(

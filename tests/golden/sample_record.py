@@ -253,7 +253,7 @@ def effects(kind: str) -> tuple[EffectRecord, ...]:
                 source="foundation model",
                 present={"nevus": 2, "melanoma": 9},
                 absent={"nevus": 258, "melanoma": 231},
-                separability=0.41,
+                separation=4.1,
             ),
         )
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semlens_audit import behaviour, scores
+from semlens_audit import behaviour
+from semlens_audit.presence import presence_from_attribute
 
 
 def _world(n: int = 800, seed: int = 0, correlation: float = 0.5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -18,7 +19,7 @@ def _world(n: int = 800, seed: int = 0, correlation: float = 0.5) -> tuple[np.nd
 
 
 def _run(labels: np.ndarray, columns: np.ndarray, margin: np.ndarray, **changes: int) -> list[behaviour.Effect]:
-    presences = [behaviour.presence_from_attribute(column) for column in columns.T]
+    presences = [presence_from_attribute(column) for column in columns.T]
     options = {"bootstrap": 400, "minimum_cell": 5, "minimum_samples": 30} | changes
     return behaviour.effects(margin, labels, presences, rng=np.random.default_rng(1), **options)  # type: ignore[arg-type]
 
@@ -122,16 +123,3 @@ def test_class_margin_is_the_log_odds() -> None:
     assert behaviour.class_margin(logits, 1)[0] == pytest.approx(np.log(p[1] / (1 - p[1])))
     assert behaviour.class_margin(logits, 0)[1] == pytest.approx(800.0)
     assert behaviour.class_margin(logits[:1, :2], 0)[0] == pytest.approx(-1.0)
-
-
-def test_presence_from_embeddings_separates_two_groups() -> None:
-    rng = np.random.default_rng(3)
-    direction = scores.unit(rng.normal(size=(1, 12)))
-    present = np.arange(200) % 4 == 0
-    images = scores.unit(rng.normal(size=(200, 12)) * 0.2 + np.where(present[:, None], direction, -direction))
-    probes = scores.ProbeSet(direction, np.zeros((1, 12)), np.zeros((1, 12)), np.array([0]))
-    got = behaviour.presence_from_embeddings(images, probes, 0)
-    assert (got.present == present).mean() > 0.98
-    assert got.separability is not None
-    assert got.separability > 0.8
-    assert got.step == pytest.approx(got.score[got.present].mean() - got.score[~got.present].mean())
