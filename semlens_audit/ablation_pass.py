@@ -41,7 +41,9 @@ def ablation_pass(
     weights
         Parallel to ``samples``: what each sample counts in the mean.
     """
-    states = [store.begin(f"ablation:{inputs['layer']}:{inputs['method']}", inputs, len(inputs["samples"])) for inputs in stages]
+    states = [
+        store.begin(f"ablation:{inputs['layer']}:{inputs['method']}", inputs, len(inputs["samples"])) for inputs in stages
+    ]
     lacking = [(inputs, state) for inputs, state in zip(stages, states, strict=True) if not state.complete]
     if not lacking:
         return

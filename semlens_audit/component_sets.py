@@ -11,7 +11,8 @@ import numpy as np
 __all__ = ["Controls", "control_sets"]
 
 _STEPS = 400
-_MATCHED = 0.02
+_MATCHED = (0.02, 0.1)
+"""How near the relevance of a set must come; the second only where the first leaves too few different sets."""
 _REPEATS = 5
 
 
@@ -45,7 +46,8 @@ def control_sets(shares: np.ndarray, members: Sequence[int], count: int, rng: np
     """Sets of components outside `members` that hold as much relevance, and as many components as that allows.
 
     Each starts as a random set of the same size; components are then exchanged, at random among the exchanges that bring its
-    relevance much nearer, and added or left out where no exchange does, until it holds the wanted relevance to within 2 %.
+    relevance much nearer, and added or left out where no exchange does, until it holds the wanted relevance to
+    within 2 % (10 % where that leaves fewer different sets than wanted).
     Where the members hold more than all others together, no set can be as relevant: all others form the one control, and its
     effect has to be scaled by `Controls.scale`, as if effects grew in proportion to relevance.
 
@@ -70,24 +72,27 @@ def control_sets(shares: np.ndarray, members: Sequence[int], count: int, rng: np
     if total <= target:
         return Controls("complement", (tuple(map(int, others)),), target / total, total, abs(total - target) / target)
     found: dict[tuple[int, ...], float] = {}
-    repeats = 0
-    while len(found) < count and repeats < _REPEATS * count:
-        # Where few sets of the same size are as relevant, larger ones of less relevant components follow.
-        size = min(int(inside.sum()) + repeats // _REPEATS, len(others))
-        chosen = _matched(shares, others, target, size, rng)
-        repeats += chosen in found
-        found.setdefault(chosen, float(shares[list(chosen)].sum()))
+    for tolerance in _MATCHED:
+        repeats = 0
+        while len(found) < count and repeats < _REPEATS * count:
+            # Where few sets of the same size are as relevant, larger ones of less relevant components follow.
+            size = min(int(inside.sum()) + repeats // _REPEATS, len(others))
+            chosen = _matched(shares, others, target, size, tolerance, rng)
+            repeats += chosen in found
+            found.setdefault(chosen, float(shares[list(chosen)].sum()))
     held = np.array(list(found.values()))
     return Controls("matched", tuple(found), 1.0, float(held.mean()), float(np.abs(held - target).mean() / target))
 
 
-def _matched(shares: np.ndarray, others: np.ndarray, target: float, size: int, rng: np.random.Generator) -> tuple[int, ...]:
+def _matched(
+    shares: np.ndarray, others: np.ndarray, target: float, size: int, tolerance: float, rng: np.random.Generator
+) -> tuple[int, ...]:
     """A random set of components of `others` that holds `target`, ascending."""
     order = rng.permutation(others)
     chosen, free = list(order[:size]), list(order[size:])
     for _ in range(_STEPS):
         gap = target - float(shares[chosen].sum())
-        if abs(gap) <= _MATCHED * target:
+        if abs(gap) <= tolerance * target:
             break
         moved = _exchange(shares, chosen, free, gap, rng)
         if not moved:

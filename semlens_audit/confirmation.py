@@ -17,7 +17,7 @@ from semlens_audit.records import (
 )
 from semlens_audit.wording import capital, count, format_measured, format_number, join
 
-__all__ = ["METHODS", "WORDS", "conclude", "confirm"]
+__all__ = ["METHODS", "WORDS", "conclude", "confirm", "reliance"]
 
 WORDS: dict[ConfirmationState, str] = {
     "confirmed": "relies on, confirmed by intervention",
@@ -37,7 +37,8 @@ def conclude(
     With the *mediated effect* as `AblationRecord.mediated` defines it and the smallest effect of interest d, for each method:
 
     - *confirmed*: the interval of the mediated effect lies wholly beyond d, above or below; the interval of its contrast with the
-      control sets lies above 0; and the behavioural effect, where measured, does not lie wholly on the other side of 0.
+      control sets lies above 0; and the interval of the behavioural effect, where that is measured, lies wholly on the same side
+      of 0: what one part of the network adds and another takes away again decides nothing.
     - *not used*: the intervals of the mediated effect and of the change of the margin over all samples lie wholly within -d to d:
       the components hold relevance and a meaning, and switching them off changes nothing.
     - *not tested*: one of them was not measured.
@@ -86,10 +87,9 @@ def _state(ablation: AblationRecord, outside: Measurement | None, smallest: floa
         return "not_tested"
     sign = np.sign(mediated.value)
     least = min(sign * mediated.interval.low, sign * mediated.interval.high)
-    against = outside is not None and outside.interval is not None and max(
-        sign * outside.interval.low, sign * outside.interval.high
-    ) < 0
-    return "confirmed" if least > smallest and contrast.interval.low > 0 and not against else "not_confirmed"
+    whole = outside.interval if outside is not None else None
+    agreed = whole is None or min(sign * whole.low, sign * whole.high) > 0
+    return "confirmed" if least > smallest and contrast.interval.low > 0 and agreed else "not_confirmed"
 
 
 def _sentence(
@@ -107,9 +107,7 @@ def _sentence(
         return f"Not tested by intervention: {'; '.join(reasons)}."
     found = join([f"{format_measured(a.mediated)} by {METHODS[a.method]}" for a in record.ablations])
     means = "means" if len(record.components) == 1 else "mean"
-    what = (
-        f"the effect of {name} on the margin of {record.class_name} through the {parts} of {record.layer} that {means} it is {found}"
-    )
+    what = f"the effect of {name} on the margin of {record.class_name} through the {parts} of {record.layer} that {means} it is {found}"
     if state == "not_used":
         return (
             f"Aligned but not used: {what}, and switching them off changes the margin on average by "
@@ -118,10 +116,7 @@ def _sentence(
     controls = " and ".join(_controls(a) for a in record.ablations if a.control_mediated)
     against = f"; {_control_words(record)} {controls}" if controls else ""
     opening = "Confirmed by intervention" if state == "confirmed" else "Not confirmed by intervention"
-    disagree = len(set(states)) > 1
-    ending = ""
-    if state == "not_confirmed":
-        ending = " The two ways of switching off disagree." if disagree else f" {_why_not(record, smallest)}"
+    ending = f" {_why_not(record, states, smallest, name)}" if state == "not_confirmed" else ""
     return f"{opening}: {what}{against}.{ending}"
 
 
@@ -140,21 +135,54 @@ def _controls(ablation: AblationRecord) -> str:
     return f"{format_number(float(values.mean()), 2)} logits"
 
 
-def _why_not(record: InterventionRecord, smallest: float) -> str:
-    """Which part of the definition was not met, for the first method."""
-    ablation = record.ablations[0]
+def _why_not(record: InterventionRecord, states: Sequence[ConfirmationState], smallest: float, name: str) -> str:
+    """Which part of the definition was not met, for the first method by which one was not."""
+    ablation = next((a for a, state in zip(record.ablations, states, strict=True) if state == "not_confirmed"), None)
+    if ablation is None:
+        return "The two ways of switching off disagree."
+    where = f" by {METHODS[ablation.method]}" if len(record.ablations) > 1 else ""
     interval, contrast = ablation.mediated.interval, ablation.contrast.interval
-    if interval is None or contrast is None or ablation.mediated.value is None:
-        return ""
-    sign = np.sign(ablation.mediated.value)
-    if min(sign * interval.low, sign * interval.high) <= smallest:
-        return f"The interval does not lie beyond the smallest effect of interest, {_bound(smallest)}."
-    if contrast.low <= 0:
-        return "This is not shown to be more than random components of equal relevance mediate."
-    return "Its sign is not that of the behavioural effect."
+    if interval is not None and ablation.mediated.value is not None:
+        sign = np.sign(ablation.mediated.value)
+        if min(sign * interval.low, sign * interval.high) <= smallest:
+            return f"The interval{where} does not lie beyond the smallest effect of interest, {_bound(smallest)}."
+    if contrast is not None and contrast.low <= 0:
+        return f"This is not shown to be more than random components of equal relevance mediate{where}."
+    return f"From outside, no effect of {name} in this direction is shown."
 
 
-def confirm(findings: Sequence[Finding], interventions: Sequence[InterventionRecord], labels: Mapping[str, str]) -> list[Finding]:
+def reliance(
+    class_name: str, concepts: Mapping[str, bool], interventions: Sequence[InterventionRecord], labels: Mapping[str, str]
+) -> list[str]:
+    """What decisions for a class rest on, in words for a headline, with what interventions say of it.
+
+    Parameters
+    ----------
+    concepts
+        Concept that a failed finding speaks against -> whether an effect seen from outside the model does.
+    """
+    groups: dict[str, list[str]] = {}
+    unused = []
+    for name, outside in concepts.items():
+        states = {one.state for one in interventions if one.class_name == class_name and one.concept == name}
+        state = next((state for state in _ORDER if state in states), "not_tested")
+        if state == "not_used" and not outside:
+            unused.append(labels[name])
+            continue
+        word = {"confirmed": "confirmed by intervention", "not_tested": ""}.get(state, "not confirmed by intervention")
+        groups.setdefault(word, []).append(labels[name])
+    parts = []
+    if groups:
+        named = [f"{join(names)} ({word})" if word else join(names) for word, names in groups.items()]
+        parts.append(f"decisions for {class_name} rest on {'; on '.join(named)}")
+    if unused:
+        parts.append(f"components aligned with {join(unused)} hold relevance for {class_name}, but are not used")
+    return parts
+
+
+def confirm(
+    findings: Sequence[Finding], interventions: Sequence[InterventionRecord], labels: Mapping[str, str]
+) -> list[Finding]:
     """Give every finding that names concepts what switching off their components says; its explanation says so too.
 
     A finding on several concepts, or on none in particular layer, takes the strongest state: confirmed if any of its concepts is, in

@@ -25,9 +25,9 @@ from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError, UsageError
 from semlens_audit.evidence import Evidence
 from semlens_audit.foundation_statement import statement
-from semlens_audit.interventions import intervene
 from semlens_audit.gallery import illustrate, prune
 from semlens_audit.index import evidence_stages, load_evidence
+from semlens_audit.interventions import intervene
 from semlens_audit.limitations import limitations
 from semlens_audit.measure import Measurements, measure, measurement_key
 from semlens_audit.paths import store_path

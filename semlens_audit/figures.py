@@ -15,7 +15,22 @@ from semlens_audit.plan import Criterion
 from semlens_audit.records import Measurement, State
 from semlens_audit.wording import Unit
 
-__all__ = ["PAPER", "SCREEN", "Domain", "Figure", "Palette", "Point", "Segment", "axis", "interval_line", "scatter", "stacked"]
+__all__ = [
+    "PAPER",
+    "SCREEN",
+    "Domain",
+    "Figure",
+    "Palette",
+    "Point",
+    "Segment",
+    "axis",
+    "caption",
+    "drawing",
+    "interval_line",
+    "rule",
+    "scatter",
+    "stacked",
+]
 
 
 @dataclass(frozen=True)
@@ -151,18 +166,21 @@ class Domain:
 _FONT = "font-family:'Audit Sans',sans-serif"
 
 
-def _svg(width: int, height: int, body: str, alt: str, palette: Palette) -> Figure:
+def drawing(width: int, height: int, body: str, alt: str, palette: Palette) -> Figure:
+    """A figure of `body`, SVG elements in pixels from the upper left corner."""
     hidden = f' role="img" aria-label="{escape(alt, quote=True)}"' if palette.inline else ' xmlns="http://www.w3.org/2000/svg"'
     text = f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}"{hidden}>{body}</svg>'
     return Figure(svg=text, alt=alt, width=width, height=height, inline=palette.inline)
 
 
-def _text(x: float, y: float, text: str, colour: str, size: float = 11, anchor: str = "middle") -> str:
+def caption(x: float, y: float, text: str, colour: str, size: float = 11, anchor: str = "middle") -> str:
+    """Text at (`x`, `y`) as an SVG element; `anchor` is the end that stands there."""
     style = f"fill:{colour};font-size:{size:g}px;{_FONT}"
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" style="{style}">{escape(text)}</text>'
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1, more: str = "") -> str:
+def rule(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1, more: str = "") -> str:
+    """A line from (`x1`, `y1`) to (`x2`, `y2`) as an SVG element; `more` is style."""
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" style="stroke:{colour};stroke-width:{width:g};{more}"/>'
     )
@@ -175,12 +193,12 @@ def _block(x: float, y: float, width: float, height: float, colour: str, more: s
 def axis(domain: Domain, palette: Palette, width: int = 260) -> Figure:
     """The axis that heads a column of `interval_line` figures of the same width."""
     left, span = 14.0, width - 28.0
-    body = _rule(left, 20, left + span, 20, palette.soft)
+    body = rule(left, 20, left + span, 20, palette.soft)
     for tick in domain.ticks():
         x = domain.place(tick, left, span)
-        body += _rule(x, 16, x, 20, palette.soft) + _text(x, 12, domain.label(tick), palette.soft, 10.5)
+        body += rule(x, 16, x, 20, palette.soft) + caption(x, 12, domain.label(tick), palette.soft, 10.5)
     ends = f"{domain.label(domain.low)} to {domain.label(domain.high)}"
-    return _svg(width, 22, body, f"Axis from {ends}.", palette)
+    return drawing(width, 22, body, f"Axis from {ends}.", palette)
 
 
 def interval_line(
@@ -227,27 +245,27 @@ def interval_line(
         body += _block(start, middle - 9, end - start, 18, palette.accepted)
     zero = domain.place(0.0, left, span)
     if domain.low < 0:
-        body += _rule(zero, middle - 9, zero, middle + 9, palette.line)
+        body += rule(zero, middle - 9, zero, middle + 9, palette.line)
     dashes = "stroke-dasharray:3 4" if measurement.value is None else ""
-    body += _rule(left, middle, left + span, middle, palette.line, 1, dashes)
+    body += rule(left, middle, left + span, middle, palette.line, 1, dashes)
     if measurement.value is not None and measurement.interval is not None:
         low, value, high = (
             domain.place(v, left, span) for v in (measurement.interval.low, measurement.value, measurement.interval.high)
         )
         if bar:
             body += _block(min(zero, value), middle - 6, abs(value - zero), 12, palette.role(bar))
-        body += _rule(low, middle, high, middle, colour, 2 if bar else 3)
-        body += "".join(_rule(x, middle - 5, x, middle + 5, colour, 1.5 if bar else 2) for x in (low, high))
+        body += rule(low, middle, high, middle, colour, 2 if bar else 3)
+        body += "".join(rule(x, middle - 5, x, middle + 5, colour, 1.5 if bar else 2) for x in (low, high))
         if not bar:
             body += f'<circle cx="{value:.1f}" cy="{middle:g}" r="3.5" style="fill:{colour}"/>'
     if criterion is not None:
-        body += _rule(at, middle - 11, at, middle + 11, palette.ink, 2)
+        body += rule(at, middle - 11, at, middle + 11, palette.ink, 2)
     if labelled:
         for tick in domain.ticks():
             x = domain.place(tick, left, span)
-            body += _rule(x, 25, x, 28, palette.soft) + _text(x, 39, domain.label(tick), palette.soft, 10.5)
-        body += _rule(left, 25, left + span, 25, palette.line)
-    return _svg(width, height, body, alt, palette)
+            body += rule(x, 25, x, 28, palette.soft) + caption(x, 39, domain.label(tick), palette.soft, 10.5)
+        body += rule(left, 25, left + span, 25, palette.line)
+    return drawing(width, height, body, alt, palette)
 
 
 @dataclass(frozen=True)
@@ -269,9 +287,9 @@ def stacked(segments: Sequence[Segment], palette: Palette, alt: str, width: int 
             body += _block(x, 0, part - 1.5, 26, palette.role(segment.role))
             if part > 44:
                 shade = "#ffffff" if segment.role == "valid" else "#15181c"
-                body += _text(x + part / 2 - 0.75, 17.5, segment.label, shade, 13)
+                body += caption(x + part / 2 - 0.75, 17.5, segment.label, shade, 13)
         x += part
-    return _svg(width, 26, body, alt, palette)
+    return drawing(width, 26, body, alt, palette)
 
 
 @dataclass(frozen=True)
@@ -320,16 +338,16 @@ def scatter(
         return top + tall - (domain.place(value, 0, tall))
 
     for tick in domain.ticks():
-        body += _rule(across(tick), top + tall, across(tick), top + tall + 4, palette.soft)
-        body += _text(across(tick), top + tall + 17, domain.label(tick), palette.soft)
-        body += _rule(left - 4, down(tick), left, down(tick), palette.soft)
-        body += _text(left - 8, down(tick) + 4, domain.label(tick), palette.soft, anchor="end")
+        body += rule(across(tick), top + tall, across(tick), top + tall + 4, palette.soft)
+        body += caption(across(tick), top + tall + 17, domain.label(tick), palette.soft)
+        body += rule(left - 4, down(tick), left, down(tick), palette.soft)
+        body += caption(left - 8, down(tick) + 4, domain.label(tick), palette.soft, anchor="end")
     for x1, y1, x2, y2 in (
         (across(threshold), top, across(threshold), top + tall),
         (left, down(threshold), left + wide, down(threshold)),
     ):
-        body += _rule(x1, y1, x2, y2, palette.soft, 1, "stroke-dasharray:4 4")
-    body += _text(left + wide / 2, height - 8, "best alignment with a valid concept (z)", palette.ink, 12)
+        body += rule(x1, y1, x2, y2, palette.soft, 1, "stroke-dasharray:4 4")
+    body += caption(left + wide / 2, height - 8, "best alignment with a valid concept (z)", palette.ink, 12)
     middle = top + tall / 2
     body += (
         f'<text x="14" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 14 {middle:.1f})" '
@@ -343,14 +361,14 @@ def scatter(
             f'style="fill:{palette.role(point.role)};fill-opacity:.72;stroke:{palette.paper};stroke-width:.8"/>'
         )
     body += _labels(ordered[:labelled], across, down, palette, left + wide)
-    return _svg(size, height, body, alt, palette)
+    return drawing(size, height, body, alt, palette)
 
 
 def _haloed(x: float, y: float, text: str, palette: Palette, anchor: str) -> str:
     """Text that stays legible on a disc."""
     halo = f"fill:{palette.paper};stroke:{palette.paper};stroke-width:3;stroke-linejoin:round;font-size:11.5px;{_FONT}"
     place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} style="{halo}" aria-hidden="true">{escape(text)}</text>' + _text(
+    return f'<text {place} style="{halo}" aria-hidden="true">{escape(text)}</text>' + caption(
         x, y, text, palette.ink, 11.5, anchor
     )
 

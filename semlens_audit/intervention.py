@@ -196,7 +196,9 @@ class Ablation:
             quick = self._together(outputs, values, few)
         except (RuntimeError, ValueError, IndexError, _Mixed):
             return False
-        return quick.shape == plain.shape and bool((quick - plain).abs().max() <= _TOLERANCE * max(1.0, float(plain.abs().max())))
+        return quick.shape == plain.shape and bool(
+            (quick - plain).abs().max() <= _TOLERANCE * max(1.0, float(plain.abs().max()))
+        )
 
 
 class _Mixed(Exception):

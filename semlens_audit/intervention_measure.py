@@ -10,7 +10,7 @@ import numpy as np
 from semlens_audit.assignment import LOGITS, SHARE, generator, interval
 from semlens_audit.behaviour import class_margin
 from semlens_audit.plan import AuditPlan
-from semlens_audit.presence import Presence
+from semlens_audit.presence import SEPARATION, Presence
 from semlens_audit.records import AblationRecord, Measurement
 
 __all__ = ["Contrast", "Drawn", "concept_contrast", "draw_weights", "measure_ablation"]
@@ -106,6 +106,13 @@ def concept_contrast(drawn: Drawn, concept: int, *, minimum_cell: int, minimum_s
     n, labels, present = len(rows), drawn.labels[rows], own.present[rows]
     if not own.told:
         return Contrast(None, n, "the foundation model's scores do not tell which samples hold the concept")
+    if not own.told:
+        return Contrast(
+            None,
+            n,
+            "the foundation model does not tell images with the concept from images without it"
+            f" (distance of the groups {own.separation:.1f} standard deviations, {SEPARATION:g} needed)",
+        )
     if n < minimum_samples:
         return Contrast(None, n, f"whether the concept is present is known for {n} of the samples, {minimum_samples} needed")
     cells = [min(int(present[labels == one].sum()), int((~present[labels == one]).sum())) for one in np.unique(labels)]

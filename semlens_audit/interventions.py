@@ -34,7 +34,7 @@ from semlens_audit.subsample import draw_samples, inclusion
 
 __all__ = ["ablation_stages", "asked", "intervene"]
 
-_MODULES = ("presence",
+_MODULES = (
     "ablation_pass", "assignment", "behaviour", "component_sets", "components", "effect_measure", "intervention",
     "intervention_measure", "interventions", "presence", "records", "subsample",
 )  # fmt: skip
@@ -130,8 +130,7 @@ def _draw(plan: AuditPlan, evidence: Evidence, presences: Sequence[Presence]) ->
     samples = draw_samples(probability, generator(plan, "intervention samples"))
     chosen = probability[samples]
     weights = draw_weights(chosen, evidence.units[samples], settings.bootstrap, generator(plan, "intervention bootstrap"))
-    part = tuple(one.rows(samples) for one in presences)
-    return Drawn(samples, evidence.labels[samples], weights, part), 1.0 / chosen
+    return Drawn(samples, evidence.labels[samples], weights, tuple(one.rows(samples) for one in presences)), 1.0 / chosen
 
 
 def _target(plan: AuditPlan, place: ClassLayer, concept: str) -> _Target | str:

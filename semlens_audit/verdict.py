@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from semlens_audit.confirmation import reliance
 from semlens_audit.errors import ExitCode
-from semlens_audit.records import ClassLayer, ConceptRecord, Finding, State, Verdict
+from semlens_audit.records import ClassLayer, ConceptRecord, Finding, InterventionRecord, State, Verdict
 from semlens_audit.wording import format_measured
 
 __all__ = ["decide"]
@@ -14,7 +15,12 @@ _MECHANISTIC = ("concept_not_used", "spurious_reliance")
 
 
 def decide(
-    findings: Sequence[Finding], concepts: Sequence[ConceptRecord], class_layers: Sequence[ClassLayer], subject: str
+    findings: Sequence[Finding],
+    concepts: Sequence[ConceptRecord],
+    class_layers: Sequence[ClassLayer],
+    subject: str,
+    *,
+    interventions: Sequence[InterventionRecord] = (),
 ) -> Verdict:
     """Verdict over all findings.
 
@@ -25,6 +31,8 @@ def decide(
     ----------
     subject
         Name of the audited model, for the headline.
+    interventions
+        Components switched off, concluded; the headline says what they confirm. No state depends on them.
     """
     count = {
         state: sum(finding.state == state for finding in findings)
@@ -43,7 +51,7 @@ def decide(
     return Verdict(
         state=state,
         exit_code=code,
-        headline=_headline(state, findings, labels, class_layers, subject),
+        headline=_headline(state, findings, labels, class_layers, subject, interventions),
         satisfied=count["satisfied"],
         not_satisfied=count["not_satisfied"],
         inconclusive=count["inconclusive"],
@@ -53,7 +61,12 @@ def decide(
 
 
 def _headline(
-    state: State, findings: Sequence[Finding], labels: Mapping[str, str], class_layers: Sequence[ClassLayer], subject: str
+    state: State,
+    findings: Sequence[Finding],
+    labels: Mapping[str, str],
+    class_layers: Sequence[ClassLayer],
+    subject: str,
+    interventions: Sequence[InterventionRecord],
 ) -> str:
     checks = len({finding.check for finding in findings})
     if state == "satisfied":
@@ -67,15 +80,16 @@ def _headline(
         missing = sorted({finding.check for finding in findings if finding.state == "not_measured"})
         return f"{subject}: incomplete, {_list(missing)} could not be measured."
     failed = [finding for finding in findings if finding.state == "not_satisfied"]
-    relied: dict[str, dict[str, None]] = {}
+    relied: dict[str, dict[str, bool]] = {}
     other: dict[str, None] = {}
     for finding in failed:
         guilty = _guilty(finding, class_layers)
         if guilty:
-            relied.setdefault(finding.class_name, {}).update(dict.fromkeys(labels[name] for name in guilty))
+            known = relied.setdefault(finding.class_name, {})
+            known.update({name: known.get(name, False) or finding.line != "mechanistic" for name in guilty})
         else:
             other[finding.check] = None
-    parts = [f"decisions for {name} rest on {_list(list(names))}" for name, names in relied.items()]
+    parts = [part for name, found in relied.items() for part in reliance(name, found, interventions, labels)]
     if other:
         parts.append(f"{_list(list(other))} {'is' if len(other) == 1 else 'are'} not satisfied")
     return f"{subject}: {'; '.join(parts)}."
