@@ -106,7 +106,13 @@ def _training_code() -> str:
 def full(worlds: Sequence[World]) -> tuple[Entrant, ...]:
     """Every member of every world, the worlds in turn so that an early stop has seen all of them."""
     return _in_turn(
-        [[Entrant(member) for member in population(world.name, tuple(world.renderer().ARTEFACTS))] for world in worlds]
+        [
+            [
+                Entrant(member)
+                for member in population(world.name, tuple(world.renderer().ARTEFACTS), world.singles, world.doubles)
+            ]
+            for world in worlds
+        ]
     )
 
 

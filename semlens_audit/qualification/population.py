@@ -57,7 +57,7 @@ class Member:
         return digest({"name": self.name, "tied": dict(self.tied), "number": self.number})[:16]
 
 
-def population(world: str, artefacts: tuple[str, ...]) -> tuple[Member, ...]:
+def population(world: str, artefacts: tuple[str, ...], singles: int | None = None, doubles: int = 2) -> tuple[Member, ...]:
     """All members of a world.
 
     Parameters
@@ -66,11 +66,15 @@ def population(world: str, artefacts: tuple[str, ...]) -> tuple[Member, ...]:
         Its name.
     artefacts
         Its artefacts, seven for dermoscopy.
+    singles
+        Models of each architecture with a single shortcut, at most one an artefact; left out, one an artefact.
+    doubles
+        Models of each architecture with two shortcuts, 0 to 2.
 
     Returns
     -------
     tuple of Member
-        Each architecture: every artefact once as a single shortcut, two pairs of shortcuts, one model without. The strengths
+        Each architecture: single shortcuts, pairs of shortcuts, and one model without. The strengths
         rotate, so that every artefact is strong in one architecture and moderate in the others. Parts alternate.
     """
     strengths = (0.95, 0.8, 0.65, 0.2, 0.35, 0.05, 0.7)
@@ -81,10 +85,12 @@ def population(world: str, artefacts: tuple[str, ...]) -> tuple[Member, ...]:
 
     for shift, architecture in enumerate(("residual", "plain", "transformer")):
         count = len(artefacts)
-        for index, artefact in enumerate(artefacts):
+        for index in range(count if singles is None else min(singles, count)):
+            # Fewer models than artefacts: the architectures take them in turns.
+            artefact = artefacts[index if singles is None else (index + singles * shift) % count]
             strength = strengths[(index + 3 * shift) % len(strengths)]
             add(architecture, {artefact: strength}, "development" if (index + shift) % 2 == 0 else "held_back")
-        for turn in range(2):
+        for turn in range(doubles):
             first, second = artefacts[(2 * shift + turn) % count], artefacts[(2 * shift + 3 + 2 * turn) % count]
             tied = {first: 0.9, second: 0.75} if turn == 0 else {first: 0.8, second: 0.3}
             add(architecture, tied, "held_back" if turn == 0 else "development")

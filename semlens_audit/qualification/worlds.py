@@ -73,6 +73,8 @@ class World:
         Audit that comes with the tool: gives spec, foundation model, preprocessing and kind of data.
     flips
         Whether a mirrored or transposed picture shows the same class.
+    singles, doubles
+        How large its part of the population is, see `semlens_audit.qualification.population.population`.
     """
 
     name: str
@@ -80,6 +82,8 @@ class World:
     module: str
     audit: str
     flips: bool
+    singles: int | None = None
+    doubles: int = 2
 
     @property
     def present(self) -> bool:
@@ -127,7 +131,7 @@ WORLDS: dict[str, World] = {
         True,
     ),
     "signs": World(
-        "signs", "rendered road signs, concepts defined by examples", "semlens_audit.signs.world", "signs.yaml", False
+        "signs", "rendered road signs, concepts defined by examples", "semlens_audit.signs.world", "signs.yaml", False, 3, 1
     ),
 }
 
