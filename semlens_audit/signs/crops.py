@@ -36,6 +36,9 @@ _SHARE = {
 }
 """Least share of an attribute's pixels inside a crop that shows it."""
 
+COLOURS = ("red_rim", "yellow_ground")
+"""Attributes that nobody can tell on a bleached plate."""
+
 _TRACE = 0.03
 """A crop with fewer of an attribute's pixels than this share of `_SHARE` does not show it."""
 
@@ -49,7 +52,8 @@ class Crops:
     Attributes
     ----------
     images : (n, SIDE, SIDE, 3) uint8
-    states : (n, len(ATTRIBUTES)) int8; `PRESENT`, `ABSENT`, or `OPEN` where an attribute is seen in part only.
+    states : (n, len(ATTRIBUTES)) int8; `PRESENT`, `ABSENT`, or `OPEN` where an attribute is seen in part
+        only or a colour is bleached.
     full : (n,) bool; whether the crop is the whole image.
     """
 
@@ -63,6 +67,9 @@ def states(scene: Scene, box: Box) -> NDArray[np.int8]:
     x0, y0, x1, y1 = box
     found = np.full(len(ATTRIBUTES), ABSENT, dtype=np.int8)
     for index, name in enumerate(ATTRIBUTES):
+        if scene.bleached and name in COLOURS and scene.plate[y0:y1, x0:x1].any():
+            found[index] = OPEN
+            continue
         mask = scene.masks.get(name)
         if mask is None:
             continue

@@ -13,6 +13,7 @@ from semlens_audit.signs.stencil import Colour, Opacity, Sheet, cover, softened,
 __all__ = ["Stand", "mount", "pole"]
 
 _SYMBOLS = ("arrow", "stripes", "cross", "ring")
+_BLEACHED = 0.2
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def mount(
     present: frozenset[str],
     canvas: NDArray[np.float32],
     size: int,
-) -> dict[str, Opacity]:
+) -> tuple[dict[str, Opacity], bool]:
     """Paint the plate, in place.
 
     Parameters
@@ -124,7 +125,8 @@ def mount(
 
     Returns
     -------
-    ``plate``, ``rim``, ``ground`` and ``symbol`` -> (size, size) float32 opacity.
+    parts : ``plate``, ``rim``, ``ground`` and ``symbol`` -> (size, size) float32 opacity.
+    bleached : bool; whether the colours of the plate cannot be told.
     """
     triangle = "triangle" in present
     width = stand.radius * float(rng.uniform(0.15, 0.22))
@@ -133,12 +135,15 @@ def mount(
     others = (dark, dark + rng.uniform(0, 0.16), dark + rng.uniform(0, 0.45))
     yellow = (rng.uniform(0.82, 0.98), rng.uniform(0.66, 0.8), rng.uniform(0.08, 0.28))
     white = (rng.uniform(0.8, 0.97),) * 3
-    fading = float(rng.uniform(0, 0.45))
+    # Some plates have lost their colours: no network can be right about all of them.
+    bleached = bool(rng.random() < _BLEACHED)
+    fading = float(rng.uniform(0.9, 0.98) if bleached else rng.uniform(0, 0.45))
+    tint = rng.normal(0, 0.025, 3)
     light = float(rng.uniform(0.65, 1.05))
     dirt = softened(rng.standard_normal((9, 9), dtype=np.float32) * np.float32(0.07), size)[..., None]
 
-    def painted(colour: Colour) -> NDArray[np.float32]:
-        worn = (1 - fading) * np.array(colour) + fading * 0.6
+    def painted(colour: Colour, faded: float = fading) -> NDArray[np.float32]:
+        worn = (1 - faded) * np.array(colour) + faded * 0.6 + tint
         return np.asarray(worn * light + dirt, dtype=np.float32)
 
     plate = _outline(triangle, stand, size, 0.0)
@@ -161,5 +166,5 @@ def mount(
     else:
         _other_symbol(sheet, kind, at, stroke)
     symbol = sheet.opacity()
-    cover(canvas, painted((ink, ink, ink)), symbol)
-    return {"plate": plate, "rim": plate * (1 - inner), "ground": inner * (1 - symbol), "symbol": symbol}
+    cover(canvas, painted((ink, ink, ink), 0.0), symbol)  # black print does not bleach
+    return {"plate": plate, "rim": plate * (1 - inner), "ground": inner * (1 - symbol), "symbol": symbol}, bleached

@@ -2,7 +2,8 @@
 
 A `Place` is a seed: landscape, light, plate and where each artefact would be follow from it. `Attributes` say which of the nine
 attributes are there. Each has a random stream of its own, so that switching one changes the picture where it is and nowhere
-else. The signs follow no road code: their class is a rule over four attributes of the plate.
+else. The signs follow no road code: their class is a rule over four attributes of the plate. A fifth of
+the plates have lost their colours, so that a network cannot always be right.
 """
 
 from __future__ import annotations
@@ -106,12 +107,14 @@ class Scene:
     extents : attribute name -> (H, W) bool; every pixel that the attribute may have changed. For the attributes of the plate
         this is the plate.
     plate : (H, W) bool; every pixel that the plate touches.
+    bleached : bool; whether the plate has lost its colours, so that rim and ground cannot be told.
     """
 
     image: NDArray[np.uint8]
     masks: dict[str, NDArray[np.bool_]]
     extents: dict[str, NDArray[np.bool_]]
     plate: NDArray[np.bool_]
+    bleached: bool
 
 
 def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene:
@@ -154,7 +157,7 @@ def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene
     if "lamp_post" in painters:
         add("lamp_post", painters.pop("lamp_post")(place.stream("lamp_post"), stand, size))
     pole(place.stream("pole"), stand, canvas, size)
-    parts = mount(place.stream("plate"), place.stream("symbol"), stand, attributes.names, canvas, size)
+    parts, bleached = mount(place.stream("plate"), place.stream("symbol"), stand, attributes.names, canvas, size)
     for other in masks:
         masks[other] = masks[other] & ~(parts["plate"] > 0.5)
     for name in VALID:
@@ -174,4 +177,5 @@ def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene
         {name: masks[name] for name in ATTRIBUTES if name in masks},
         {name: extents[name] for name in ATTRIBUTES if name in extents},
         parts["plate"] > 0,
+        bleached,
     )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from semlens_audit import spec
 from semlens_audit.signs import examples
-from semlens_audit.signs.crops import ABSENT, OPEN, PRESENT, SIDE, draw_box, render_crops, rendered, states
+from semlens_audit.signs.crops import ABSENT, COLOURS, OPEN, PRESENT, SIDE, draw_box, render_crops, rendered, states
 from semlens_audit.signs.render import ARTEFACTS, ATTRIBUTES, VALID, Attributes, Place, render
 
 ROOT = Path(examples.__file__).parents[2]
@@ -119,6 +119,10 @@ def test_states_follow_the_masks(seed: int, names: set[str], draw: int) -> None:
     assert 0 <= y0 < y1 <= 128
     found, whole = states(scene, box), states(scene, (0, 0, 128, 128))
     for index, name in enumerate(ATTRIBUTES):
+        if scene.bleached and name in COLOURS:
+            assert whole[index] == OPEN
+            assert found[index] == (OPEN if scene.plate[y0:y1, x0:x1].any() else ABSENT)
+            continue
         assert whole[index] == (PRESENT if name in names else ABSENT)
         if name not in names or not scene.masks[name][y0:y1, x0:x1].any():
             assert found[index] == ABSENT
