@@ -37,6 +37,8 @@ Kind = Literal["measured again", "index rebuilt", "other draws", "half of the da
 
 _WHEN = datetime(2000, 1, 1, tzinfo=UTC)
 _TURNED = {"satisfied", "not_satisfied"}
+_CIRCUMSTANCES = {"tool", "environment"}
+"""Fields of a record on which nothing measured depends."""
 
 
 class _Value(BaseModel):
@@ -266,7 +268,8 @@ def _units(data: DataSet) -> np.ndarray:
 
 
 def _of_record(record: AuditRecord) -> _Result:
-    values = {name: digest(value) for name, value in record.model_dump(mode="json", by_alias=True).items()}
+    whole = record.model_dump(mode="json", by_alias=True, exclude=_CIRCUMSTANCES)
+    values = {name: digest(value) for name, value in whole.items()}
     return _Result(record.verdict.state, record.findings, record.data.samples, values)
 
 
