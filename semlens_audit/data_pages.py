@@ -23,6 +23,7 @@ class PresenceRow:
 
     concept: str
     class_name: str
+    """Empty where only one class is audited."""
     role: str
     role_words: str
     source: str
@@ -76,6 +77,8 @@ class DataShow:
     """The section; tables without rows are left out."""
 
     tied: tuple[str, ...]
+    class_words: str
+    """The audited class, or ``the class`` where there are several."""
     difference_axis: Figure
     presence: tuple[PresenceRow, ...]
     gap_axis: Figure
@@ -95,6 +98,7 @@ def data_show(record: AuditRecord, palette: Palette) -> DataShow:
     pairs = Domain.over("logits", _ends([entry.effect for entry in record.pair_effects]))
     return DataShow(
         tied=tuple(_tied(record)),
+        class_words=_single(record) or "the class",
         difference_axis=axis(differences, palette, _WIDTH),
         presence=tuple(
             _row(record, palette, "concept_presence", (entry, part), (part.inside, part.outside), part.difference, differences)
@@ -111,6 +115,13 @@ def data_show(record: AuditRecord, palette: Palette) -> DataShow:
         pairs=tuple(_pairs(record, palette, pairs)),
         pictures=tuple(_pictures(record)),
     )
+
+
+def _single(record: AuditRecord) -> str:
+    """The audited class where there is only one, else empty."""
+    names = {part.class_name for entry in record.presence_in_data for part in entry.subgroups}
+    names |= {entry.class_name for entry in record.pair_effects}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _ends(measurements: Sequence[Measurement]) -> list[float]:
@@ -159,7 +170,7 @@ def _row(
     known = entry.not_measured is None
     return PresenceRow(
         concept=label,
-        class_name=part.class_name,
+        class_name="" if _single(record) else part.class_name,
         role=role,
         role_words=ROLE_WORDS[role],
         source=entry.source,
@@ -208,7 +219,7 @@ def _pairs(record: AuditRecord, palette: Palette, domain: Domain) -> Iterator[Pa
         finding, measured = _finding(record, "pair_effect", entry.class_name, entry.concept), format_measured(entry.effect)
         yield PairRow(
             concept=label,
-            class_name=entry.class_name,
+            class_name="" if _single(record) else entry.class_name,
             role=role,
             role_words=ROLE_WORDS[role],
             pairs=f"{entry.pairs:,}",
@@ -223,13 +234,16 @@ def _pairs(record: AuditRecord, palette: Palette, domain: Domain) -> Iterator[Pa
 
 def _pictures(record: AuditRecord) -> Iterator[PictureGroup]:
     for entry in record.presence_in_data:
-        label = capital(record.concept(entry.concept).label)
+        label, names = capital(record.concept(entry.concept).label), {part.class_name for part in entry.subgroups}
         groups: dict[str, list[DataPicture]] = {}
         for shown in entry.pictures:
             if shown.image is not None:
                 groups.setdefault(shown.group, []).append(shown)
         for name, pictures in groups.items():
-            title, held = f"{label}, {name}", _held(entry, name)
+            others = {shown.label for shown in pictures}
+            # The only class that is not audited is called by its name.
+            named = name if name in names or len(entry.by_class) > len(names) + 1 else join(sorted(others))
+            title, held = f"{label}, {named}", _held(entry, name)
             if held > len(pictures):
                 title += f": {len(pictures):,} of {count(held, 'image')}"
             yield PictureGroup(title, tuple(_view(record, label, shown) for shown in pictures))

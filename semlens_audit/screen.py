@@ -48,12 +48,17 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
     table.add_column("check", no_wrap=True)
     if several:
         table.add_column("class", overflow="fold")
-    table.add_column("layer", overflow="fold")
+    table.add_column("layer or concept", overflow="fold")
     table.add_column("measured", justify="right", overflow="fold")
     table.add_column("criterion", justify="right", overflow="fold")
     for finding in sorted(record.findings, key=lambda one: _ORDER.index(one.state)):
         state = Text(f"{GLYPHS[finding.state]} {STATES[finding.state].lower()}", style=_STYLES[finding.state])
-        cells = [finding.check, *([finding.class_name] if several else []), finding.layer or "–", _measured(finding)]
+        cells = [
+            finding.check,
+            *([finding.class_name] if several else []),
+            finding.layer or ", ".join(finding.concepts) or "–",
+            _measured(finding),
+        ]
         table.add_row(state, *map(Text, cells), Text(_criterion(finding)))
     console.print(table)
     console.print()
