@@ -7,7 +7,34 @@ from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["difference", "effective_size", "mean", "wilson"]
+__all__ = ["clopper_pearson", "difference", "effective_size", "mean", "wilson"]
+
+
+def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a proportion (Clopper and Pearson 1934, equations 4 and 5).
+
+    Parameters
+    ----------
+    hits
+        0 to `n`.
+    n
+        At least 1.
+    level
+        Nominal coverage; the real one is never below it for independent draws.
+
+    Returns
+    -------
+    low, high : float
+        0 to 1.
+    """
+    from scipy.stats import beta
+
+    if not 0 <= hits <= n or n < 1:
+        raise ValueError(f"{hits} of {n} is no proportion")
+    tail = (1.0 - level) / 2.0
+    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
+    high = 1.0 if hits == n else float(beta.ppf(1.0 - tail, hits + 1, n - hits))
+    return low, high
 
 
 def wilson(share: float, n: float, level: float) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from semlens_audit.measure import measure
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan, Sensitivity
 from semlens_audit.progress import Progress
-from semlens_audit.qualification.rates import clopper_pearson
+from semlens_audit.proportions import clopper_pearson
 from semlens_audit.records import AuditRecord, ConceptRecord, Finding, SensitivityChange, State
 from semlens_audit.sensitivity import changed
 from semlens_audit.store import Store

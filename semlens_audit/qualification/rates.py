@@ -15,6 +15,7 @@ import numpy as np
 
 from semlens_audit.certificate import ALL, Group, Pair, Repeat
 from semlens_audit.digest import digest
+from semlens_audit.proportions import clopper_pearson
 from semlens_audit.records import RateRecord
 
 __all__ = [
@@ -75,33 +76,6 @@ def reached(rate: RateRecord) -> bool | None:
     """Whether a measured rate lies within its aim; None without either."""
     aim = AIMS.get(rate.name)
     return None if aim is None or rate.value is None else aim.low <= rate.value <= aim.high
-
-
-def clopper_pearson(hits: int, n: int, level: float = _LEVEL) -> tuple[float, float]:
-    """Exact interval of a proportion (Clopper and Pearson 1934, equations 4 and 5).
-
-    Parameters
-    ----------
-    hits
-        0 to `n`.
-    n
-        At least 1.
-    level
-        Nominal coverage; the real one is never below it for independent draws.
-
-    Returns
-    -------
-    low, high : float
-        0 to 1.
-    """
-    from scipy.stats import beta
-
-    if not 0 <= hits <= n or n < 1:
-        raise ValueError(f"{hits} of {n} is no proportion")
-    tail = (1.0 - level) / 2.0
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1.0 - tail, hits + 1, n - hits))
-    return low, high
 
 
 def _draws(models: int, seed: str) -> np.ndarray:
