@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from semlens_audit.errors import DataError
+
 __all__ = ["ConceptProbes", "Evidence", "LayerEvidence", "PairEvidence"]
 
 
@@ -52,6 +54,17 @@ class LayerEvidence:
     null_embeddings: np.ndarray
     attribution: str
     null_samples: np.ndarray | None = None
+
+    def require_finite(self) -> None:
+        """Refuse relevance and embeddings that hold NaN or infinities: they would drop out of means unnoticed.
+
+        Raises
+        ------
+        DataError
+            Naming what is broken.
+        """
+        _require_finite(f"relevances in layer {self.layer}", [self.relevance])
+        _require_finite(f"embeddings of crops in layer {self.layer}", [self.embeddings, self.null_embeddings])
 
 
 @dataclass(frozen=True)
@@ -159,3 +172,29 @@ class Evidence:
     def units(self) -> np.ndarray:
         """(N,) int64: `groups`, or the sample ids where every sample is a unit of its own."""
         return np.arange(len(self.labels), dtype=np.int64) if self.groups is None else self.groups
+
+    def require_finite(self) -> None:
+        """Refuse outputs and embeddings that hold NaN or infinities: they would drop out of means unnoticed.
+
+        Raises
+        ------
+        DataError
+            Naming what is broken.
+        """
+        texts = [array for probe in self.probes.values() for array in (probe.text, probe.examples)]
+        for what, arrays in (
+            ("outputs of the model", [self.logits]),
+            ("embeddings of the test images", [self.image_embeddings]),
+            ("embeddings of the concepts", [*texts, self.empty_prompts]),
+        ):
+            _require_finite(what, arrays)
+
+
+def _require_finite(what: str, arrays: list[np.ndarray]) -> None:
+    broken = sum(int((~np.isfinite(array)).sum()) for array in arrays)
+    if broken:
+        raise DataError(
+            "not-finite",
+            f"The {what} hold {broken} values that are not finite, so that nothing sound can be measured.",
+            "Check the model's weights and its number format; remove the audit's store and run again.",
+        )

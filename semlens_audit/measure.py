@@ -147,10 +147,11 @@ def measure(
     Raises
     ------
     DataError
-        If there are too few random crops to calibrate on.
+        If there are too few random crops to calibrate on, or the evidence holds values that are not finite.
     SpecError
         If a concept has no probe that the foundation model can embed.
     """
+    evidence.require_finite()
     step = progress or (lambda _: None)
     effects, aurocs = measure_effects(plan, evidence)
     held_out = probe_aurocs(evidence.probes, np.concatenate([layer.null_embeddings for layer in evidence.layers]))
@@ -206,6 +207,7 @@ def measure_layers(
     found: dict[str, Measurement] = {}
     weights = draw_units(plan, evidence)
     for source in evidence.layers:
+        source.require_finite()
         layer = assign_layer(plan, evidence, source, unrecognised, weights)
         step(1)
         layers.append(_layer_record(plan, layer, concept_ids))

@@ -80,14 +80,22 @@ class Population:
     samples: int
 
     @classmethod
-    def draw(cls, seed: int, *, components: int = 40, dimension: int = 32, samples: int = 240, near: float = 0.25) -> Population:
+    def draw(
+        cls, seed: int, *, components: int = 40, dimension: int = 32, samples: int = 240, near: float = 0.25
+    ) -> Population:
         """A model at random: a share `near` of its components close to the critical z, the others clear or without meaning."""
         rng = np.random.default_rng(seed)
         kind = rng.choice(3, components, p=[near, 0.4, 0.6 - near])
         low, high = np.array([0.35, 0.9, 0.0]), np.array([0.75, 2.0, 0.2])
         strength = rng.uniform(low[kind], high[kind])
         carried = np.exp(rng.normal(0, 0.7, components))
-        return cls(strength, rng.integers(len(CONCEPTS), size=components), carried, 0.8 * scores.unit(rng.normal(size=dimension)), samples)
+        return cls(
+            strength,
+            rng.integers(len(CONCEPTS), size=components),
+            carried,
+            0.8 * scores.unit(rng.normal(size=dimension)),
+            samples,
+        )
 
     def _crops(self, rng: np.random.Generator, image: np.ndarray, shown: np.ndarray) -> np.ndarray:
         """Embeddings of crops from their image's own part (..., d) and how much of each concept they show (..., J)."""
