@@ -14,6 +14,8 @@ _STEPS = 400
 _MATCHED = (0.02, 0.1)
 """How near the relevance of a set must come; the second only where the first leaves too few different sets."""
 _REPEATS = 5
+_NEARER = 0.9
+"""An exchange must leave no more than this part of the gap; smaller steps would go on for ever between equal shares."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,10 @@ def _matched(
 
 
 def _exchange(shares: np.ndarray, chosen: list[int], free: list[int], gap: float, rng: np.random.Generator) -> bool:
-    """Exchange a random chosen component for a free one that at least halves the gap, or for the best; False if none helps."""
+    """Exchange a random chosen component for a free one that at least halves the gap, or for the best; False if none helps much."""
     for position in rng.permutation(len(chosen)):
         left = np.abs(gap + shares[chosen[position]] - shares[free]) if free else np.empty(0)
-        if not len(left) or float(left.min()) >= abs(gap):
+        if not len(left) or float(left.min()) > _NEARER * abs(gap):
             continue
         halved = np.flatnonzero(left <= 0.5 * abs(gap))
         taken = int(rng.choice(halved)) if len(halved) else int(left.argmin())

@@ -171,7 +171,7 @@ class Ablation:
         with _replaced(self._module, change):
             answers = self._model(self._one)
         if len(answers) != len(sets) * len(outputs):
-            raise _Mixed
+            raise _RowsError
         return answers.reshape(len(sets), len(outputs), -1)
 
     def _apart(self, images: torch.Tensor, values: torch.Tensor, sets: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -194,14 +194,14 @@ class Ablation:
         self._one = images[-1:].clone()
         try:
             quick = self._together(outputs, values, few)
-        except (RuntimeError, ValueError, IndexError, _Mixed):
+        except (RuntimeError, ValueError, IndexError, _RowsError):
             return False
         return quick.shape == plain.shape and bool(
             (quick - plain).abs().max() <= _TOLERANCE * max(1.0, float(plain.abs().max()))
         )
 
 
-class _Mixed(Exception):
+class _RowsError(Exception):
     """The network's output does not have a row for each set and sample."""
 
 

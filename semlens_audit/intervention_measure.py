@@ -10,8 +10,9 @@ import numpy as np
 from semlens_audit.assignment import LOGITS, SHARE, generator, interval
 from semlens_audit.behaviour import class_margin
 from semlens_audit.plan import AuditPlan
-from semlens_audit.presence import SEPARATION, Presence
-from semlens_audit.records import AblationRecord, Measurement
+from semlens_audit.presence import Presence
+from semlens_audit.proportions import wilson
+from semlens_audit.records import AblationRecord, Interval, Measurement
 
 __all__ = ["Contrast", "Drawn", "concept_contrast", "draw_weights", "measure_ablation"]
 
@@ -106,13 +107,6 @@ def concept_contrast(drawn: Drawn, concept: int, *, minimum_cell: int, minimum_s
     n, labels, present = len(rows), drawn.labels[rows], own.present[rows]
     if not own.told:
         return Contrast(None, n, "the foundation model's scores do not tell which samples hold the concept")
-    if not own.told:
-        return Contrast(
-            None,
-            n,
-            "the foundation model does not tell images with the concept from images without it"
-            f" (distance of the groups {own.separation:.1f} standard deviations, {SEPARATION:g} needed)",
-        )
     if n < minimum_samples:
         return Contrast(None, n, f"whether the concept is present is known for {n} of the samples, {minimum_samples} needed")
     cells = [min(int(present[labels == one].sum()), int((~present[labels == one]).sum())) for one in np.unique(labels)]
@@ -202,10 +196,8 @@ def measure_ablation(
         "accuracy": _measured(plan, "change of accuracy", "difference", accuracy[:, 0], n),
     }
     flips = np.empty((0, lost.shape[1]))
-    if contrast.reason is not None and not holding.any():
+    if not holding.any():
         record["flips"] = _missing("predictions that change", "share", "no sample is known to hold the concept", 0)
-    elif not holding.any():
-        record["flips"] = _missing("predictions that change", "share", "no sample holds the concept", 0)
     else:
         weights = drawn.weights[:, holding]
         flips = (weights / weights.sum(axis=1, keepdims=True)) @ turned[holding]
@@ -245,20 +237,18 @@ def _contrast(plan: AuditPlan, effects: np.ndarray, scale: float, n: int, names:
 
 
 def _measured(plan: AuditPlan, quantity: str, unit: str, values: np.ndarray, n: int, over: str = "test samples") -> Measurement:
+    settings = plan.audit.measurement
     bounds = {"logits": LOGITS, "share": SHARE, "difference": _DIFFERENCE}[unit]
     value = float(np.clip(values[0], *bounds))
-    least = plan.audit.measurement.minimum_samples
-    if quantity != "predictions that change" and n < least:
-        return _missing(quantity, unit, f"{n} samples, {least} needed", n)
-    return Measurement.model_validate(
-        {
-            "quantity": quantity,
-            "unit": unit,
-            "value": value,
-            "interval": interval(plan, value, values[1:], over, bounds),
-            "n": n,
-        }
-    )
+    if unit != "share" and n < settings.minimum_samples:
+        return _missing(quantity, unit, f"{n} samples, {settings.minimum_samples} needed", n)
+    spread = interval(plan, value, values[1:], over, bounds)
+    if unit != "logits" and float(np.ptp(values)) < _TOLERANCE:
+        # Where no prediction differs, draws do not either: the interval is that of a share of which none of n was seen.
+        least = wilson(0.0, n, settings.confidence)[1]
+        low, high = max(value - least, bounds[0]), min(value + least, bounds[1])
+        spread = Interval(low=low, high=high, level=settings.confidence, method="Wilson score interval")
+    return Measurement.model_validate({"quantity": quantity, "unit": unit, "value": value, "interval": spread, "n": n})
 
 
 def _missing(quantity: str, unit: str, reason: str, n: int) -> Measurement:

@@ -48,7 +48,7 @@ class Interventions:
     axis: Figure
     rows: tuple[Switched, ...]
     sentences: tuple[str, ...]
-    """One per row."""
+    """Why, of each row but those that all changes lie within the smallest effect of."""
     changes: Table
     controls: Table
     untested: tuple[tuple[str, str], ...]
@@ -69,7 +69,7 @@ def interventions(record: AuditRecord, palette: Palette) -> Interventions | None
         methods=join([METHODS[method] for method in found]),
         axis=axis(domain, palette, _WIDTH),
         rows=tuple(_row(record, one, domain, palette) for one in tested),
-        sentences=tuple(f"{_label(record, one)}: {one.sentence}" for one in tested),
+        sentences=tuple(f"{_label(record, one)}: {one.sentence}" for one in tested if one.state != "not_used"),
         changes=_changes(record, tested),
         controls=_controls(record, tested),
         untested=tuple((_label(record, one), one.sentence) for one in record.interventions if not one.ablations),
@@ -87,8 +87,8 @@ def _label(record: AuditRecord, one: InterventionRecord) -> str:
 
 def _row(record: AuditRecord, one: InterventionRecord, domain: Domain, palette: Palette) -> Switched:
     role = role_of(record, one.concept, one.class_name)
-    effects = tuple((METHODS[a.method], format_measured(a.mediated)) for a in one.ablations)
-    alt = f"{_label(record, one)}: {join([f'{text} by {method}' for method, text in effects])}; {_spread(one)}."
+    effects = tuple((a.method, format_measured(a.mediated)) for a in one.ablations)
+    alt = f"{_label(record, one)}: {join([f'{text} by {method} ablation' for method, text in effects])}; {_spread(one)}."
     return Switched(
         concept=capital(record.concept(one.concept).label),
         where=f"{one.class_name}, {one.layer}",
@@ -148,7 +148,7 @@ def _changes(record: AuditRecord, tested: Sequence[InterventionRecord]) -> Table
             rows.append(
                 (
                     _label(record, one),
-                    METHODS[ablation.method],
+                    ablation.method,
                     format_measured(ablation.contrast),
                     f"{format_measured(ablation.margin)}; controls {controls[0]}",
                     f"{format_measured(ablation.accuracy)}; controls {controls[1]}",
