@@ -48,7 +48,7 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
     table.add_column("check", no_wrap=True)
     if several:
         table.add_column("class", overflow="fold")
-    table.add_column("layer or concept", overflow="fold")
+    table.add_column("where", overflow="fold")
     table.add_column("measured", justify="right", overflow="fold")
     table.add_column("criterion", justify="right", overflow="fold")
     for finding in sorted(record.findings, key=lambda one: _ORDER.index(one.state)):
