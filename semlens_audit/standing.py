@@ -69,8 +69,9 @@ def shown(rate: RateRecord) -> str:
         between = " to " if rate.low < 0 else "–"
         low, value, high = (format_number(number, 2) for number in (rate.low, rate.value, rate.high))
         return f"{value} ({low}{between}{high})"
-    digits = 0 if rate.high - rate.low > 0.02 else 1
-    low, value, high = (f"{100 * number:.{digits}f}" for number in (rate.low, rate.value, rate.high))
+    # One decimal more than the interval earns, so that no rounding carries a value across what it is held against.
+    low, high = (f"{100 * number:.{0 if rate.high - rate.low > 0.02 else 1}f}" for number in (rate.low, rate.high))
+    value = f"{100 * rate.value:.1f}".removesuffix(".0")
     return f"{value}\u00a0% ({low}–{high}\u00a0%)"
 
 

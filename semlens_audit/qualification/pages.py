@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from semlens_audit import report
 from semlens_audit.certificate import ALL, Group, MemberRecord, Pair, Qualification, WorldRecord
@@ -14,7 +15,7 @@ from semlens_audit.qualification import plots
 from semlens_audit.qualification.rates import AIMS, LARGE, SMALL, reached
 from semlens_audit.records import RateRecord
 from semlens_audit.standing import shown
-from semlens_audit.wording import DASH, STATES, capital, count, format_date, format_number, join, shorten
+from semlens_audit.wording import DASH, NARROW, STATES, capital, count, format_date, format_number, join, shorten
 
 __all__ = ["CertificatePage", "WorldPage", "headline", "make_page", "write"]
 
@@ -70,7 +71,9 @@ def _rate_table(caption: str, columns: Sequence[tuple[str, Group | None]]) -> Ta
         cells = []
         for _, group in columns:
             own = group.rate(rate.name) if group is not None else None
-            cells.append(DASH if own is None else f"{shown(own)}, n = {own.n}" if own.value is not None else "not measured")
+            cells.append(
+                DASH if own is None else f"{shown(own)}, n{NARROW}={NARROW}{own.n}" if own.value is not None else "not measured"
+            )
         rows.append((rate.label, *cells, _aim(rate)))
     return Table(caption, ("Quantity", *(name for name, _ in columns), "Aim"), tuple(rows))
 
@@ -80,8 +83,10 @@ def _aim(rate: RateRecord) -> str:
     if aim is None:
         return DASH
     state = reached(rate)
-    word = "not measured" if state is None else "reached" if state else "falls short"
-    return f"{aim.words}: {word}"
+    if state is None or rate.low is None or rate.high is None:
+        return f"{aim.words}: not measured"
+    settled = aim.low <= rate.low and rate.high <= aim.high
+    return f"{aim.words}: {'falls short' if not state else 'reached' if settled else 'met in value, not by the whole interval'}"
 
 
 def headline(qualified: Qualification) -> str:
@@ -101,12 +106,14 @@ def headline(qualified: Qualification) -> str:
 def _story(qualified: Qualification) -> tuple[Fact, ...]:
     held = sum(member.part == "held_back" for member in qualified.members)
     worlds = join([f"“{world.name}” ({world.title})" for world in qualified.worlds])
+    places = "worlds" if len(qualified.worlds) > 1 else "world"
     scenes, samples = qualified.parameters["scenes"], qualified.parameters["samples"]
     return (
         Fact(
             "What was tested",
             f"The audit of this tool, from model and images to verdict, on {count(len(qualified.members), 'model')} of the "
-            f"families {join(list(qualified.attributions))}, in {worlds}. Each artefact of each world with each model is one pair: "
+            f"families {join(list(qualified.attributions))}, in the {places} {worlds}. Each artefact of each world with "
+            "each model is one pair: "
             f"{count(len(qualified.pairs), 'pair')}.",
         ),
         Fact(
@@ -163,7 +170,7 @@ def _world_page(qualified: Qualification, world: WorldRecord, palette: Palette) 
     )  # fmt: skip
     columns = [("all", _best(qualified, world.name))]
     part = columns[0][1].part if columns[0][1] else ALL
-    columns += [(name, qualified.group(part, world.name, name)) for name in families]
+    columns += [(name, qualified.group(part, world.name, name)) for name in families if len(families) > 1]
     where = "held-back models" if part == "held_back" else "all models"
     return WorldPage(
         name=world.name,
@@ -234,11 +241,23 @@ def _limits(qualified: Qualification) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Parameters of the campaign by their name, those of a part behind the name of the part."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{name} ")
+        else:
+            yield f"{before}{name}", str(value)
+
+
 def make_page(qualified: Qualification, palette: Palette) -> CertificatePage:
     """Everything that the report of `qualified` shows, in the colours of a medium."""
     whole = qualified.sha256
     part = _best(qualified)
-    columns = [("all", part), *((world.name, _best(qualified, world.name)) for world in qualified.worlds)]
+    columns = [
+        ("all", part),
+        *((world.name, _best(qualified, world.name)) for world in qualified.worlds[1:] and qualified.worlds),
+    ]
     where = "held-back models" if part is not None and part.part == "held_back" else "all models"
     rows = [
         (f"Foundation model, {world.name}", world.foundation_model.name, world.foundation_model.sha256)
@@ -261,9 +280,11 @@ def make_page(qualified: Qualification, palette: Palette) -> CertificatePage:
         members=_members(qualified),
         limits=_limits(qualified),
         identities=Table("What the instrument consisted of", ("What", "Name", "SHA-256"), tuple(rows), mono=(2,)),
-        settings=tuple(
-            Fact(capital(name.replace("_", " ")), str(value))
-            for name, value in {**qualified.settings, **qualified.attributions, **qualified.parameters}.items()
+        settings=(
+            *(Fact(capital(name.replace("_", " ")), str(value)) for name, value in qualified.settings.items()),
+            *(Fact(f"Attribution, {name}", value) for name, value in qualified.attributions.items()),
+            *(Fact(f"Audited layers, {name}", ", ".join(layers)) for name, layers in qualified.layers.items()),
+            *(Fact(f"Campaign: {name}", value) for name, value in _flat(qualified.parameters)),
         ),
         environment=tuple(Fact(name, value) for name, value in qualified.environment.items()),
         command=qualified.command,

@@ -13,7 +13,7 @@ from semlens_audit.qualification.rates import LARGE, MEASURES, SMALL, covered
 
 __all__ = ["agreement", "reliance", "roc"]
 
-_SIZE = 318
+_SIZE = 312
 _LEFT, _TOP, _RIGHT, _BOTTOM = 46.0, 10.0, 10.0, 42.0
 _SHAPES = ("circle", "square", "triangle")
 
