@@ -24,6 +24,7 @@ from semlens_audit.errors import ExitCode
 from semlens_audit.evidence import LayerEvidence
 from semlens_audit.halves import halves, part, restricted
 from semlens_audit.measure import measure
+from semlens_audit.plan import Criterion
 from semlens_audit.progress import SilentProgress
 from semlens_audit.records import SensitivityChange, State
 from semlens_audit.selftest import Kind, Rate, Repeat, SelfTest
@@ -53,6 +54,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = world.audit(layers=["layer3"])
     values["measurement"] |= {"intervention": "none", "minimum_samples": 4, "minimum_counterexamples": 2}
     (place / "audit.yaml").write_text(json.dumps(values))
+    spec = world.spec()
+    more = {"id": "unexplained", "kind": "unexplained_relevance", "concepts": [], "criterion": {"at_most": 0.5}}
+    (place / "spec.yaml").write_text(json.dumps(spec | {"checks": [*spec["checks"], spec["checks"][0] | more]}))
     return place
 
 
@@ -168,6 +172,38 @@ class TestWhole:
         record = engine.run(plan, command="run")
         assert record.data.samples == world.SAMPLES
         assert not list(folder.glob("*selftest*"))
+
+    def test_an_audit_says_what_it_hangs_on_and_decides_that_anew_from_what_was_measured(
+        self, folder: Path, result: object, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from semlens_audit.spec import read_plan
+
+        def never(*_: object, **__: object) -> None:
+            raise AssertionError("measured again")
+
+        monkeypatch.setattr(engine, "measure", never)
+        monkeypatch.setattr(engine, "measure_scenarios", never)
+        plan = read_plan(folder / "audit.yaml")
+        record = engine.run(plan, command="run")
+        tried = {(one.knob, one.setting): one.not_tried for one in record.sensitivity}
+        assert [setting for (knob, setting), reason in tried.items() if knob == "reference samples" and reason is None] == [
+            "3 reference samples instead of 5",
+            "7 reference samples instead of 5",
+        ]
+        assert tried["prompt templates", "5 other prompt templates"] is None
+        assert {knob for (knob, _), reason in tried.items() if reason is None} == {
+            "reference samples",
+            "prompt templates",
+            "examples",
+            "significance",
+            "criteria",
+        }
+        assert tried["layer", "another layer"] == "the audit names no other layer to compare with"
+        checks = tuple(check.model_copy(update={"criterion": Criterion(at_most=1.0)}) for check in plan.spec.checks)
+        lenient = engine.run(plan.model_copy(update={"spec": plan.spec.model_copy(update={"checks": checks})}), command="run")
+        assert [finding.state for finding in lenient.findings if finding.check == "unexplained"] == ["satisfied"]
+        moved = [one.knob for one in lenient.sensitivity for change in one.changes if change.check == "unexplained"]
+        assert set(moved) <= {"criteria"}  # what is within all of it at 100 % may not be within 80 %
 
     def test_a_model_that_is_not_the_same_twice_is_found_out(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from semlens_audit.spec import read_plan
