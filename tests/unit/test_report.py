@@ -170,7 +170,7 @@ PROTECTED = {
     *get_args(State), "share", "logits", "cosine", "valid", "spurious", "neutral", "mechanistic", "behavioural", "critical",
     "major", "minor", "spurious_reliance", "valid_reliance", "unexplained_relevance", "concept_used", "concept_not_used",
     "behavioural_effect", "clarity", "foundation model", "attributes", "max", "mean", "relevance", "activation", "lrp",
-    "template_difference",
+    "template_difference", "both",
 }  # fmt: skip
 
 
