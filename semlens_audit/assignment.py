@@ -15,7 +15,6 @@ from semlens_audit.calibration import (
     calibrate,
     concept_z,
     critical_z,
-    excess,
     resample_null,
 )
 from semlens_audit.digest import digest
@@ -40,6 +39,7 @@ __all__ = [
 ]
 
 _CHUNK = 64
+_BEHIND = 1e9
 SHARE = (0.0, 1.0)
 COSINE = (-1.0, 1.0)
 LOGITS = (-np.inf, np.inf)
@@ -141,7 +141,7 @@ class AssignedLayer:
         (K, m) bool, where there is a reference sample.
     eligible
         (K,) bool, whether a component can be assigned: alive, with two reference samples.
-    alignment, z, ranking
+    alignment, z
         (K, J): alignment with the probe that stands out most, z against random reference sets, alignment above theirs. NaN in a
         layer without random crops.
     assigned, assigned_draws
@@ -157,7 +157,6 @@ class AssignedLayer:
     eligible: np.ndarray
     alignment: np.ndarray
     z: np.ndarray
-    ranking: np.ndarray
     assigned: np.ndarray
     assigned_draws: np.ndarray
     clarity: np.ndarray
@@ -216,18 +215,16 @@ def assign_layer(
             )
         blank = np.full(shape, np.nan)
         nothing = np.full(len(embeddings), -1)
-        return AssignedLayer(
-            source, present, eligible, blank, blank, blank, nothing, assigned_draws, clarity, clarity_draws, None
-        )
+        return AssignedLayer(source, present, eligible, blank, blank, nothing, assigned_draws, clarity, clarity_draws, None)
     centre = source.null_embeddings.astype(np.float64).mean(axis=0)
     probes = build_probes(plan, evidence, centre, centre)
     usual_size, sizes, usual, null = _calibrations(plan, source, counts, eligible, probes)
     aligned = scores.alignment(scores.concept_embedding(embeddings, present).astype(np.float64), probes)
-    z, ranking = concept_z(aligned, null, probes), excess(aligned, null, probes)
+    z = concept_z(aligned, null, probes)
     cut = critical_z(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
-    # Excess alignments lie within -4 and 4: what is doubtful ranks behind all that is not.
-    behind = np.array([16.0 * (concept.id in doubtful) for concept in plan.spec.concepts])
-    assigned = assign(ranking - behind, eligible[:, None] & (z >= cut))
+    # What is doubtful ranks behind all that is not.
+    behind = np.array([_BEHIND * (concept.id in doubtful) for concept in plan.spec.concepts])
+    assigned = assign(z - behind, eligible[:, None] & (z >= cut))
     weights = draw_units(plan, evidence) if weights is None else weights
     moved, factor = _null_draws(plan, evidence, source, usual_size, probes, weights), spread_factor(counts)
     for start in range(0, len(embeddings), _CHUNK):
@@ -240,8 +237,8 @@ def assign_layer(
         drawn = resampled_alignment(embeddings[part], chosen, probes)
         drawn = aligned[part][:, None] + (drawn - drawn.mean(axis=1, keepdims=True)) * factor[part][:, None, None]
         shift = moved.shift * np.sqrt(sizes[part] / moved.size)[:, None, None]
-        significant = eligible[part][:, None, None] & (concept_z(drawn, null.of(part), probes, (shift, moved.spread)) >= cut)
-        assigned_draws[:, part] = assign(excess(drawn, null.of(part), probes, shift) - behind, significant).T
+        drawn_z = concept_z(drawn, null.of(part), probes, (shift, moved.spread))
+        assigned_draws[:, part] = assign(drawn_z - behind, eligible[part][:, None, None] & (drawn_z >= cut)).T
         clear = resampled_clarity(embeddings[part], chosen, units[part])
         clear = np.nan_to_num(clarity[part])[:, None] + (clear - clear.mean(axis=1, keepdims=True)) * factor[part][:, None]
         clarity_draws[:, part] = clear.T
@@ -251,7 +248,6 @@ def assign_layer(
         eligible,
         _best_alignment(aligned, null, probes),
         z,
-        ranking,
         assigned,
         assigned_draws,
         clarity,

@@ -74,13 +74,13 @@ def effects(
     """Effect of every concept: least squares of the margin on the label and on all concepts' presence together.
 
     ``margin_i = a_label(i) + sum_j b_j * p_ij + e_i`` with p_ij the probability that sample i holds concept j.
-    Intervals come from the Bayesian bootstrap over independent units (Rubin 1981): each draw re-solves the normal equations under Dirichlet(1, ..., 1) weights,
-    which holds under unequal variances too. Two corrections make small
-    samples cover what they should (measured, see ``tests/benchmarks``): residuals are divided by one minus the unit's leverage
-    before they are resampled, as a fit hugs the samples that shape it (HC3, MacKinnon and White 1985; of a unit with several
-    samples the sum of leverages, an upper bound); and draws are spread by Student's t over the normal quantile with
-    Satterthwaite's degrees of freedom of each coefficient (Bell and McCaffrey 2002, for diagonal covariance), since few
-    counterexamples decide alone.
+    Intervals come from the Bayesian bootstrap over independent units (Rubin 1981): each draw re-solves the normal equations
+    under Dirichlet(1, ..., 1) weights, which holds under unequal variances too. Two corrections make small samples cover
+    what they should (measured, see ``tests/benchmarks``): residuals are divided by one minus the unit's leverage before they
+    are resampled, as a fit hugs the samples that shape it (HC3, MacKinnon and White 1985; of a unit with several samples the
+    sum of leverages, an upper bound); and draws are spread by Student's t over the normal quantile with Satterthwaite's
+    degrees of freedom of each coefficient (Bell and McCaffrey 2002, for diagonal covariance), since few counterexamples
+    decide alone.
 
     Not measured, with the reason: too few samples for the coefficients (fewer than two units for each), where the fit would
     follow the noise and the interval would be too narrow; a concept whose presence other concepts determine, where least

@@ -21,7 +21,6 @@ __all__ = [
     "calibrate",
     "concept_z",
     "critical_z",
-    "excess",
     "false_discovery_mask",
     "resample_null",
 ]
@@ -240,34 +239,16 @@ def critical_z(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float
     return max(least, -NormalDist().inv_cdf(rate * max(rejected, 1) / tested.size))
 
 
-def excess(values: np.ndarray, calibration: Calibration, probes: ProbeSet, shift: np.ndarray | float = 0.0) -> np.ndarray:
-    """Alignment above what random reference sets reach, for each concept.
+def assign(z: np.ndarray, significant: np.ndarray) -> np.ndarray:
+    """The concept that a component means most significantly, or -1.
+
+    Of the definitions compared on models whose reliance is known (``tests/benchmarks``), the largest z told relying from free
+    models best; the largest alignment, or its excess over random sets, favours concepts that any crop resembles more or less.
 
     Parameters
     ----------
-    values
-        (..., P) alignments.
-    shift
-        Of a resampled null mean, in deviations, see `NullDraws`.
-
-    Returns
-    -------
-    numpy.ndarray
-        (..., J), in units of the cosine: the largest ``alignment - null mean`` over a concept's probes.
-    """
-    return _largest(values - calibration.mean - shift * calibration.deviation, probes)
-
-
-def assign(ranking: np.ndarray, significant: np.ndarray) -> np.ndarray:
-    """The best aligned among the significant concepts, or -1.
-
-    Significance says *whether* a component means a concept, the excess alignment which one it means most: z alone would favour
-    concepts of which random sets differ little.
-
-    Parameters
-    ----------
-    ranking
-        (..., J) excess alignment.
+    z
+        (..., J) z of each concept against random reference sets.
     significant
         (..., J) bool
 
@@ -276,7 +257,7 @@ def assign(ranking: np.ndarray, significant: np.ndarray) -> np.ndarray:
     numpy.ndarray
         (...) int64; ties go to the concept that the spec names first.
     """
-    if ranking.shape[-1] == 0:
-        return np.full(ranking.shape[:-1], -1, dtype=np.int64)
-    masked = np.where(significant, ranking, -np.inf)
+    if z.shape[-1] == 0:
+        return np.full(z.shape[:-1], -1, dtype=np.int64)
+    masked = np.where(significant, z, -np.inf)
     return np.where(significant.any(axis=-1), masked.argmax(axis=-1), -1)

@@ -392,7 +392,7 @@ def _components(
                     low=min(float(low[k]), share), high=min(max(float(high[k]), share), 1.0), level=level, method=method
                 ),
                 assigned=identifiers[assigned] if assigned >= 0 else None,
-                best=identifiers[int(layer.ranking[k].argmax())] if usable[k] and identifiers else None,
+                best=identifiers[int(layer.z[k].argmax())] if usable[k] and identifiers else None,
                 alignment={name: round(float(layer.alignment[k, j]), 6) for j, name in enumerate(identifiers)}
                 if usable[k]
                 else {},

@@ -264,7 +264,7 @@ class ComponentRecord(_Record):
     assigned: str | None
     """Concept it is assigned to; none: unexplained."""
     best: str | None
-    """Concept of the largest alignment above random reference sets, significant or not."""
+    """Concept of the largest z against random reference sets, significant or not."""
     alignment: dict[str, float]
     """concept -> cosine."""
     z: dict[str, float]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from semlens_audit import scores
-from semlens_audit.calibration import calibrate, concept_z, critical_z, excess
+from semlens_audit.calibration import calibrate, concept_z, critical_z
 from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence
 from semlens_audit.plan import Audit, AuditPlan, Spec
 
@@ -146,7 +146,7 @@ class Population:
         z = concept_z(mean, null, self.probes())
         everything = np.ones(len(z), dtype=bool)
         reached = z >= critical_z(z, everything, least=3.0, rate=0.05)
-        best = np.where(reached, excess(mean, null, self.probes()), -np.inf).argmax(axis=1)
+        best = np.where(reached, z, -np.inf).argmax(axis=1)
         return np.where(reached.any(axis=1), best, -1)
 
     @cached_property
