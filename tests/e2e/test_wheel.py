@@ -46,7 +46,11 @@ def in_installation(installed: Path, cwd: Path, *arguments: str) -> subprocess.C
 def test_wheel_holds_specs_templates_phantom_audits_weights_and_licences(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = [*(ROOT / "specs").glob("*.yaml"), *(ROOT / "audits").glob("phantom-*.yaml"), *(ROOT / "templates").rglob("*.*")]
+    shipped += [ROOT / "audits" / "signs.yaml", *(ROOT / "specs" / "traffic-signs").glob("*.jpg")]
     weights = list((ROOT / "semlens_audit/phantom/weights").rglob("*.*"))
+    signs = {path.relative_to(ROOT).as_posix() for path in (ROOT / "semlens_audit/signs/weights").rglob("*.*")}
+    assert len(signs) == 4
+    assert signs <= names
     assert len(shipped) > 8
     assert {path.parent.name for path in weights if path.suffix == ".safetensors"} == {"clip", "shortcut", "clean"}
     for path in shipped:
