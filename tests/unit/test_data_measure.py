@@ -150,6 +150,15 @@ class TestNotMeasured:
         same = measured(cells(COUNTS), plan, {"ruler": "the foundation model does not recognise ruler"})
         assert value_of(same, "subgroup_gap", "ruler").value == pytest.approx(0.45)
 
+    def test_presence_that_cannot_be_told(self) -> None:
+        noise = synthetic.unit(np.random.default_rng(0).normal(size=(200, synthetic.DIMENSION))).astype(np.float32)
+        found = measured(cells(COUNTS, attributes={}, image_embeddings=noise))
+        record, part = of(found)
+        reason = "the foundation model's scores do not tell which samples hold ruler"
+        assert (record.source, record.not_measured, record.pictures) == ("foundation model", reason, ())
+        assert part.gap.not_measured == part.difference.not_measured == reason
+        assert value_of(found, "concept_presence").not_measured == reason
+
     def test_an_error_is_never_a_pass(self) -> None:
         plan = synthetic.plan(CHECKS)
         few = cells({(1, 1, 1): 3, (1, 0, 1): 4, (0, 0, 0): 5})
