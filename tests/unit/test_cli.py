@@ -28,7 +28,7 @@ from semlens_audit.records import AuditRecord
 from semlens_audit.wording import STATES
 from tests.golden.sample_record import sample
 
-VERBS = ("init", "lint", "index", "run", "report", "components", "search", "demo", "schema")
+VERBS = ("init", "lint", "index", "run", "report", "components", "search", "demo", "schema", "qualify", "selftest")
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "zennit", "crp", "pandas", "matplotlib", "weasyprint", "numpy", "duckdb")
 runner = CliRunner()
 
