@@ -120,8 +120,8 @@ def _lanes(one: InterventionRecord, domain: Domain, palette: Palette, colour: st
     for lane, ablation in enumerate(one.ablations):
         middle = 2 + _LANE * (lane + 0.5)
         body += rule(left, middle, left + span, middle, palette.line)
-        for value in ablation.control_mediated:
-            x = domain.place(value, left, span)
+        for control in ablation.control_mediated:
+            x = domain.place(control, left, span)
             body += (
                 f'<circle cx="{x:.1f}" cy="{middle:.1f}" r="4" '
                 f'style="fill:none;stroke:{palette.soft};stroke-width:1.2;stroke-opacity:.75"/>'
