@@ -29,7 +29,7 @@ __all__ = ["Ablation", "Recorded", "ablate", "donors", "record_outputs", "replac
 
 Method = Literal["mean", "resampling"]
 
-_ROWS_BYTES = 64 << 20
+_ROWS_BYTES = 24 << 20
 """Memory that the expanded output of the layer may take."""
 _KEPT_BYTES = 256 << 20
 """Outputs of the layer beyond this are kept in a temporary file."""
