@@ -21,7 +21,7 @@ __all__ = ["METHODS", "WORDS", "conclude", "confirm", "reliance"]
 
 WORDS: dict[ConfirmationState, str] = {
     "confirmed": "relies on, confirmed by intervention",
-    "not_confirmed": "relies on, not confirmed by intervention",
+    "not_confirmed": "reliance not confirmed by intervention",
     "not_used": "aligned but not used",
     "not_tested": "not tested by intervention",
 }
