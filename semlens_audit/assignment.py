@@ -23,7 +23,7 @@ from semlens_audit.evidence import Evidence, LayerEvidence
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import Interval
 from semlens_audit.resampling import resampled_alignment, resampled_clarity
-from semlens_audit.statistics import nested_levels
+from semlens_audit.statistics import nested_levels, student_factor
 from semlens_audit.units import effective_units, reference_weights, spread_factor, unit_weights
 
 __all__ = [
@@ -226,7 +226,9 @@ def assign_layer(
     behind = np.array([_BEHIND * (concept.id in doubtful) for concept in plan.spec.concepts])
     assigned = assign(z - behind, eligible[:, None] & (z >= cut))
     weights = draw_units(plan, evidence) if weights is None else weights
-    moved, factor = _null_draws(plan, evidence, source, usual_size, probes, weights), spread_factor(counts)
+    moved = _null_draws(plan, evidence, source, usual_size, probes, weights)
+    # A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
+    factor = spread_factor(counts) * np.array([student_factor(count - 1.0, settings.confidence) for count in counts])
     for start in range(0, len(embeddings), _CHUNK):
         part = slice(start, start + _CHUNK)
         even = present[part] / np.maximum(present[part].sum(axis=1, keepdims=True), 1)
