@@ -8,7 +8,7 @@ from typing import Any
 
 from semlens_audit.certificate import ALL, Qualification, WorldRecord, read_qualification
 from semlens_audit.digest import digest_file
-from semlens_audit.measure import MODULES
+from semlens_audit.measure import INTERVENTION_SETTINGS, MODULES
 from semlens_audit.paths import resolve
 from semlens_audit.plan import AuditPlan, MeasurementSettings
 from semlens_audit.records import UNQUALIFIED, Finding, FoundationRecord, Identity, RateRecord, StandingRecord
@@ -26,8 +26,8 @@ _STAGES = (
     "attribution", "components", "cropping", "crops", "data", "foundation", "images", "index", "lrp", "lrp_modes", "lrp_rules",
     "networks", "passes", "prefetch", "probe_texts", "regions", "selection", "stages", "subject", "vectors", "verdict", "weights",
 )  # fmt: skip
-_UNLIKE = {"attribution", "batch_size"}
-"""Settings that no two qualified audits need to share."""
+_UNLIKE = {"attribution", "batch_size", *INTERVENTION_SETTINGS}
+"""Settings that no two qualified audits need to share: the attribution goes by the architecture, and the others change no finding."""
 _FAMILIES = {
     "residual": ("resnet", "resnext", "wide_resnet", "seresnet"),
     "plain": ("vgg", "plain.py"),

@@ -17,7 +17,7 @@ from semlens_audit.records import RateRecord
 from semlens_audit.standing import shown
 from semlens_audit.wording import DASH, NARROW, STATES, capital, count, format_date, format_number, join, shorten
 
-__all__ = ["CertificatePage", "WorldPage", "headline", "make_page", "write"]
+__all__ = ["CertificatePage", "WorldPage", "best", "headline", "judged", "make_page", "write"]
 
 _PARTS = {"held_back": "held back", "development": "development"}
 
@@ -59,7 +59,7 @@ class CertificatePage:
     pairs: Table
 
 
-def _best(qualified: Qualification, world: str = ALL) -> Group | None:
+def best(qualified: Qualification, world: str = ALL) -> Group | None:
     """Rates over held-back models; over all where none was held back."""
     return qualified.group("held_back", world) or qualified.group(ALL, world)
 
@@ -74,11 +74,12 @@ def _rate_table(caption: str, columns: Sequence[tuple[str, Group | None]]) -> Ta
             cells.append(
                 DASH if own is None else f"{shown(own)}, n{NARROW}={NARROW}{own.n}" if own.value is not None else "not measured"
             )
-        rows.append((rate.label, *cells, _aim(rate)))
+        rows.append((rate.label, *cells, judged(rate)))
     return Table(caption, ("Quantity", *(name for name, _ in columns), "Aim"), tuple(rows))
 
 
-def _aim(rate: RateRecord) -> str:
+def judged(rate: RateRecord) -> str:
+    """The aim of a rate and whether it is reached: by the whole interval, by the value alone, or not."""
     aim = AIMS.get(rate.name)
     if aim is None:
         return DASH
@@ -91,7 +92,7 @@ def _aim(rate: RateRecord) -> str:
 
 def headline(qualified: Qualification) -> str:
     """The result in a sentence or two."""
-    group = _best(qualified)
+    group = best(qualified)
     tested = f"{count(len(qualified.members), 'model')} in {count(len(qualified.worlds), 'rendered world')}"
     if group is None:
         return f"Tested on {tested}."
@@ -142,7 +143,7 @@ def _story(qualified: Qualification) -> tuple[Fact, ...]:
 
 
 def _shortcomings(qualified: Qualification) -> tuple[str, ...]:
-    group = _best(qualified)
+    group = best(qualified)
     if group is None:
         return ()
     return tuple(
@@ -168,7 +169,7 @@ def _world_page(qualified: Qualification, world: WorldRecord, palette: Palette) 
         plots.agreement(pairs, marks, palette, f"Behavioural effect with interval against the true effect: {about}."),
         plots.roc(pairs, palette, f"ROC curves at a true effect of {LARGE:g} logit: {about}."),
     )  # fmt: skip
-    columns = [("all", _best(qualified, world.name))]
+    columns = [("all", best(qualified, world.name))]
     part = columns[0][1].part if columns[0][1] else ALL
     columns += [(name, qualified.group(part, world.name, name)) for name in families if len(families) > 1]
     where = "held-back models" if part == "held_back" else "all models"
@@ -253,10 +254,10 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, st
 def make_page(qualified: Qualification, palette: Palette) -> CertificatePage:
     """Everything that the report of `qualified` shows, in the colours of a medium."""
     whole = qualified.sha256
-    part = _best(qualified)
+    part = best(qualified)
     columns = [
         ("all", part),
-        *((world.name, _best(qualified, world.name)) for world in qualified.worlds[1:] and qualified.worlds),
+        *((world.name, best(qualified, world.name)) for world in qualified.worlds[1:] and qualified.worlds),
     ]
     where = "held-back models" if part is not None and part.part == "held_back" else "all models"
     rows = [
