@@ -11,10 +11,11 @@ from semlens_audit import scores
 from semlens_audit.calibration import (
     Calibration,
     NullDraws,
-    assign,
     calibrate,
     concept_z,
     critical_z,
+    divide,
+    excess,
     resample_null,
 )
 from semlens_audit.digest import digest
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 _CHUNK = 64
-_BEHIND = 1e9
 SHARE = (0.0, 1.0)
 COSINE = (-1.0, 1.0)
 LOGITS = (-np.inf, np.inf)
@@ -144,8 +144,9 @@ class AssignedLayer:
     alignment, z
         (K, J): alignment with the probe that stands out most, z against random reference sets, alignment above theirs. NaN in a
         layer without random crops.
-    assigned, assigned_draws
-        (K,) and (B, K) index of the concept, -1 for none.
+    weights, weight_draws
+        (K, J) and (B, K, J) float16: how each component divides among the concepts it significantly means, adding up to 1, or to 0
+        where it means none.
     clarity, clarity_draws
         (K,) NaN with fewer than two reference samples, and (B, K).
     concept_null
@@ -157,8 +158,8 @@ class AssignedLayer:
     eligible: np.ndarray
     alignment: np.ndarray
     z: np.ndarray
-    assigned: np.ndarray
-    assigned_draws: np.ndarray
+    weights: np.ndarray
+    weight_draws: np.ndarray
     clarity: np.ndarray
     clarity_draws: np.ndarray
     concept_null: tuple[np.ndarray, np.ndarray] | None
@@ -204,7 +205,7 @@ def assign_layer(
     needed = round(float(counts[eligible].max())) if eligible.any() else 2
     shape, draws = (len(embeddings), len(plan.spec.concepts)), (settings.bootstrap, len(embeddings))
     clarity = np.full(len(embeddings), np.nan)
-    assigned_draws = np.full(draws, -1, dtype=np.int16)
+    weight_draws = np.zeros((*draws, shape[1]), dtype=np.float16)
     clarity_draws = np.zeros(draws, dtype=np.float32)
     if len(source.null_embeddings) < needed:
         if eligible.any():
@@ -214,17 +215,17 @@ def assign_layer(
                 "use more samples or fewer reference samples",
             )
         blank = np.full(shape, np.nan)
-        nothing = np.full(len(embeddings), -1)
-        return AssignedLayer(source, present, eligible, blank, blank, nothing, assigned_draws, clarity, clarity_draws, None)
+        return AssignedLayer(
+            source, present, eligible, blank, blank, np.zeros(shape), weight_draws, clarity, clarity_draws, None
+        )
     centre = source.null_embeddings.astype(np.float64).mean(axis=0)
     probes = build_probes(plan, evidence, centre, centre)
     usual_size, sizes, usual, null = _calibrations(plan, source, counts, eligible, probes)
     aligned = scores.alignment(scores.concept_embedding(embeddings, present).astype(np.float64), probes)
     z = concept_z(aligned, null, probes)
     cut = critical_z(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
-    # What is doubtful ranks behind all that is not.
-    behind = np.array([_BEHIND * (concept.id in doubtful) for concept in plan.spec.concepts])
-    assigned = assign(z - behind, eligible[:, None] & (z >= cut))
+    doubted = np.array([concept.id in doubtful for concept in plan.spec.concepts], dtype=bool)
+    divided = divide(z, excess(aligned, null, probes), eligible[:, None] & (z >= cut), doubted)
     weights = draw_units(plan, evidence) if weights is None else weights
     moved = _null_draws(plan, evidence, source, usual_size, probes, weights)
     # A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
@@ -240,7 +241,10 @@ def assign_layer(
         drawn = aligned[part][:, None] + (drawn - drawn.mean(axis=1, keepdims=True)) * factor[part][:, None, None]
         shift = moved.shift * np.sqrt(sizes[part] / moved.size)[:, None, None]
         drawn_z = concept_z(drawn, null.of(part), probes, (shift, moved.spread))
-        assigned_draws[:, part] = assign(drawn_z - behind, eligible[part][:, None, None] & (drawn_z >= cut)).T
+        significant = eligible[part][:, None, None] & (drawn_z >= cut)
+        weight_draws[:, part] = divide(drawn_z, excess(drawn, null.of(part), probes, shift), significant, doubted).transpose(
+            1, 0, 2
+        )
         clear = resampled_clarity(embeddings[part], chosen, units[part])
         clear = np.nan_to_num(clarity[part])[:, None] + (clear - clear.mean(axis=1, keepdims=True)) * factor[part][:, None]
         clarity_draws[:, part] = clear.T
@@ -250,8 +254,8 @@ def assign_layer(
         eligible,
         _best_alignment(aligned, null, probes),
         z,
-        assigned,
-        assigned_draws,
+        divided,
+        weight_draws,
         clarity,
         clarity_draws,
         _concept_null(usual, probes),

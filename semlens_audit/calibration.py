@@ -17,10 +17,11 @@ from semlens_audit.statistics import benjamini_hochberg, normal_tail
 __all__ = [
     "Calibration",
     "NullDraws",
-    "assign",
     "calibrate",
     "concept_z",
     "critical_z",
+    "divide",
+    "excess",
     "false_discovery_mask",
     "resample_null",
 ]
@@ -239,25 +240,50 @@ def critical_z(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float
     return max(least, -NormalDist().inv_cdf(rate * max(rejected, 1) / tested.size))
 
 
-def assign(z: np.ndarray, significant: np.ndarray) -> np.ndarray:
-    """The concept that a component means most significantly, or -1.
-
-    Of the definitions compared on models whose reliance is known (``tests/benchmarks``), the largest z told relying from free
-    models best; the largest alignment, or its excess over random sets, favours concepts that any crop resembles more or less.
+def excess(values: np.ndarray, calibration: Calibration, probes: ProbeSet, shift: np.ndarray | float = 0.0) -> np.ndarray:
+    """Alignment above what random reference sets reach, for each concept.
 
     Parameters
     ----------
-    z
-        (..., J) z of each concept against random reference sets.
-    significant
-        (..., J) bool
+    values
+        (..., P) alignments.
+    shift
+        Of a resampled null mean, in deviations, see `NullDraws`.
 
     Returns
     -------
     numpy.ndarray
-        (...) int64; ties go to the concept that the spec names first.
+        (..., J), in units of the cosine: the largest ``alignment - null mean`` over a concept's probes.
     """
-    if z.shape[-1] == 0:
-        return np.full(z.shape[:-1], -1, dtype=np.int64)
-    masked = np.where(significant, z, -np.inf)
-    return np.where(significant.any(axis=-1), masked.argmax(axis=-1), -1)
+    return _largest(values - calibration.mean - shift * calibration.deviation, probes)
+
+
+def divide(z: np.ndarray, above: np.ndarray, significant: np.ndarray, doubtful: np.ndarray) -> np.ndarray:
+    """How a component divides among the concepts that it significantly means.
+
+    ``w_j = (z_j e_j)^2 / sum_i (z_i e_i)^2`` over the significant concepts, with the excess alignment e. A component that means one
+    concept most by far belongs to it nearly alone; one that means two about equally is divided between them. Giving each component
+    to one concept tells relying from free models about as well (``tests/benchmarks``), but then shares leap where two concepts are
+    nearly tied, and their intervals with them. The excess alone favours concepts whose alignment varies much from crop to crop, z
+    alone those whose alignment hardly varies.
+
+    Parameters
+    ----------
+    z
+        (..., J) z against random reference sets.
+    above
+        (..., J) excess alignment.
+    significant
+        (..., J) bool
+    doubtful
+        (J,) bool: concepts that count only where no other is significant.
+
+    Returns
+    -------
+    numpy.ndarray
+        (..., J) float64; adds up to 1, or to 0 where no concept is significant.
+    """
+    firm = significant & ~doubtful
+    counted = np.where(firm.any(axis=-1, keepdims=True), firm, significant)
+    weight = np.where(counted, (np.maximum(z, 0.0) * np.maximum(above, 0.0)) ** 2, 0.0)
+    return weight / np.maximum(weight.sum(axis=-1, keepdims=True), np.finfo(float).tiny)

@@ -240,7 +240,7 @@ def _layer_record(plan: AuditPlan, layer: AssignedLayer, concepts: list[str]) ->
     finite = layer.source.conservation[np.isfinite(layer.source.conservation)]
     return LayerRecord(
         layer=layer.source.layer,
-        components=len(layer.assigned),
+        components=len(layer.weights),
         dead=int(layer.source.dead.sum()),
         attribution=layer.source.attribution,
         conservation=float(np.median(finite)) if finite.size else None,
@@ -307,10 +307,8 @@ def _measure_class(
     mean_shares, drawn_shares = shares.mean(axis=0), (own / own.sum(axis=1, keepdims=True)) @ shares
     worth = effective_units(units[None], np.ones((1, n), dtype=bool))[0]
     drawn_shares = mean_shares + (drawn_shares - mean_shares) * spread_factor(worth)
-    point = np.array([mean_shares[layer.assigned == index].sum() for index in range(len(concepts))])
-    drawn = np.stack(
-        [np.where(layer.assigned_draws == index, drawn_shares, 0.0).sum(axis=1) for index in range(len(concepts))], axis=1
-    )
+    point = mean_shares @ layer.weights
+    drawn = np.matmul(drawn_shares[:, None], layer.weight_draws.astype(np.float32))[:, 0]
     position_of = {concept.id: index for index, concept in enumerate(concepts)}
 
     def reliance(identifiers: Sequence[str], nested: bool = False) -> Measurement:
@@ -318,7 +316,7 @@ def _measure_class(
         return _share(plan, "reliance", float(point[chosen].sum()), drawn[:, chosen].sum(axis=1), n, nested)
 
     def unexplained(nested: bool = False) -> Measurement:
-        value = float(mean_shares[layer.assigned < 0].sum())
+        value = 1.0 - float(point.sum())
         return _share(plan, "unexplained relevance", value, 1.0 - drawn.sum(axis=1), n, nested)
 
     record = ClassLayer(
@@ -381,7 +379,7 @@ def _components(
     records = []
     for index in np.lexsort((np.arange(len(mean_shares)), -mean_shares)):
         k, share = int(index), float(min(mean_shares[index], 1.0))
-        assigned = int(layer.assigned[k])
+        meant = layer.weights[k]
         records.append(
             ComponentRecord(
                 component=k,
@@ -391,7 +389,8 @@ def _components(
                 interval=Interval(
                     low=min(float(low[k]), share), high=min(max(float(high[k]), share), 1.0), level=level, method=method
                 ),
-                assigned=identifiers[assigned] if assigned >= 0 else None,
+                assigned=identifiers[int(meant.argmax())] if meant.any() else None,
+                meaning={name: round(float(meant[j]), 4) for j, name in enumerate(identifiers) if meant[j] >= 5e-5},
                 best=identifiers[int(layer.z[k].argmax())] if usable[k] and identifiers else None,
                 alignment={name: round(float(layer.alignment[k, j]), 6) for j, name in enumerate(identifiers)}
                 if usable[k]

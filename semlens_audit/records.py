@@ -262,7 +262,9 @@ class ComponentRecord(_Record):
     signed: float
     """Mean signed relevance over mean absolute relevance, -1 (against the class) to 1 (for it)."""
     assigned: str | None
-    """Concept it is assigned to; none: unexplained."""
+    """Concept that it means most; none: unexplained."""
+    meaning: dict[str, float] = Field(default_factory=dict)
+    """concept -> part of its share that counts as relevance of the concept; adds up to 1, or is empty."""
     best: str | None
     """Concept of the largest z against random reference sets, significant or not."""
     alignment: dict[str, float]

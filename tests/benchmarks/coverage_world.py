@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from semlens_audit import scores
-from semlens_audit.calibration import calibrate, concept_z, critical_z
+from semlens_audit.calibration import calibrate, concept_z, critical_z, divide, excess
 from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence
 from semlens_audit.plan import Audit, AuditPlan, Spec
 
@@ -134,8 +134,8 @@ class Population:
         return scores.ProbeSet(directions, 0 * directions, 0 * directions, np.arange(len(CONCEPTS)))
 
     @cached_property
-    def assigned(self) -> np.ndarray:
-        """(K,) index of the concept that the component means, -1 for none: expected alignment against the exact null."""
+    def weights(self) -> np.ndarray:
+        """(K, J) how components divide among the concepts they mean: expected alignment against the exact null."""
         rng, m, count = np.random.default_rng(2), int(SETTINGS["reference_samples"]), 400
         pool = self._crops(rng, self._images(rng, _LARGE), self._chance(rng, _LARGE))
         null = calibrate(pool, m, 20000, self.probes(), rng)
@@ -146,8 +146,7 @@ class Population:
         z = concept_z(mean, null, self.probes())
         everything = np.ones(len(z), dtype=bool)
         reached = z >= critical_z(z, everything, least=3.0, rate=0.05)
-        best = np.where(reached, z, -np.inf).argmax(axis=1)
-        return np.where(reached.any(axis=1), best, -1)
+        return divide(z, excess(mean, null, self.probes()), reached, np.zeros(len(CONCEPTS), dtype=bool))
 
     @cached_property
     def clarity(self) -> float:
@@ -159,11 +158,11 @@ class Population:
 
     def truth(self) -> dict[str, float]:
         """Check -> population value."""
-        share = [float(self.mean_share[self.assigned == index].sum()) for index in range(len(CONCEPTS))]
+        share = (self.mean_share @ self.weights).tolist()
         return {
             "spurious": sum(share[1:]),
             "valid": share[0],
-            "unexplained": float(self.mean_share[self.assigned < 0].sum()),
+            "unexplained": 1.0 - sum(share),
             "clear": self.clarity,
         }
 

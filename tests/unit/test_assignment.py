@@ -30,7 +30,7 @@ def test_a_component_near_the_critical_z_keeps_its_meaning_in_about_half_of_the_
     found = assign_layer(plan, evidence, layer)
     border = np.abs(found.z[:, 1] - 3.0) < 0.3
     assert border.sum() > 10
-    assert 0.35 < (found.assigned_draws[:, border] == 1).mean() < 0.65
+    assert 0.35 < found.weight_draws[:, border, 1].mean() < 0.65
 
 
 def test_an_interval_is_the_percentiles_of_the_draws() -> None:

@@ -289,10 +289,10 @@ def test_a_bad_probe_takes_no_component_from_a_good_one() -> None:
     confused = dataclasses.replace(evidence, probes=probes)
     layer = confused.layers[0]
     doubted = assign_layer(plan, confused, layer, {"border"})
-    assert (doubted.assigned[3:6] == 1).all()
-    assert (doubted.assigned_draws[:, 3:6] != 0).mean() > 0.95
+    assert (doubted.weights[3:6, 1] == 1).all()
+    assert (doubted.weight_draws[:, 3:6, 0] == 0).mean() > 0.95
     alone = assign_layer(plan, evidence, layer, {"ruler"})
-    assert (alone.assigned[3:6] == 1).all(), "what means nothing else is still assigned to it: a violation stands"
+    assert (alone.weights[3:6].argmax(axis=1) == 1).all(), "what means nothing else is still assigned to it: a violation stands"
 
 
 def test_few_reference_samples_are_held_against_sets_as_small() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semlens_audit import scores
-from semlens_audit.calibration import assign, calibrate, concept_z, critical_z, false_discovery_mask
+from semlens_audit.calibration import calibrate, concept_z, critical_z, divide, false_discovery_mask
 from semlens_audit.resampling import resampled_alignment, resampled_clarity
 from semlens_audit.statistics import auroc, benjamini_hochberg, normal_tail, otsu
 
@@ -235,10 +235,21 @@ def test_large_random_sets_scatter_as_sets_of_the_data_do() -> None:
     assert null.deviation[0] == pytest.approx(spread, rel=0.3)
 
 
-def test_assignment_takes_the_best_aligned_significant_concept_once() -> None:
-    ranking = np.array([[5.0, 7.0, 9.0], [5.0, 7.0, 9.0], [4.0, 4.0, 1.0]])
-    significant = np.array([[True, True, False], [False, False, False], [True, True, False]])
-    assert assign(ranking, significant).tolist() == [1, -1, 0]
+def test_a_component_divides_among_what_it_significantly_means() -> None:
+    z = np.array([[6.0, 8.0, 9.0], [5.0, 7.0, 9.0], [4.0, 4.0, 1.0], [20.0, 4.0, 9.0]])
+    above = np.array([[0.4, 0.3, 0.9], [0.1, 0.2, 0.3], [0.2, 0.1, 0.5], [0.5, 0.05, 0.9]])
+    significant = np.array([[True, True, False], [False] * 3, [True, True, False], [True, True, False]])
+    firm = np.zeros(3, dtype=bool)
+    got = divide(z, above, significant, firm)
+    for row in range(4):
+        worth = [(z[row, j] * above[row, j]) ** 2 if significant[row, j] else 0.0 for j in range(3)]
+        expected = [value / sum(worth) for value in worth] if any(significant[row]) else [0.0] * 3
+        np.testing.assert_allclose(got[row], expected)
+    assert got[3, 0] > 0.99
+    doubted = divide(z, above, significant, np.array([True, False, False]))
+    np.testing.assert_allclose(doubted[[0, 2, 3], 1], 1.0)
+    only = divide(z, above, significant & np.array([True, False, False]), np.array([True, False, False]))
+    np.testing.assert_allclose(only[[0, 2, 3], 0], 1.0)
 
 
 @given(st.integers(0, 10_000))
