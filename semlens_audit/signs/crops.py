@@ -10,9 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from semlens_audit.signs.render import ARTEFACTS, ATTRIBUTES, VALID, Attributes, Place, Scene, render
+from semlens_audit.signs.render import ARTEFACTS, ATTRIBUTES, SYMBOLS, VALID, Attributes, Place, Scene, render
 
-__all__ = ["ABSENT", "EVALUATION_SEEDS", "OPEN", "PRESENT", "SIDE", "TRAINING_SEEDS", "Crops", "draw_box", "rendered", "states"]
+__all__ = [
+    "ABSENT",
+    "COLOURS",
+    "EVALUATION_SEEDS",
+    "FACTS",
+    "OPEN",
+    "PRESENT",
+    "SIDE",
+    "SURROUNDINGS",
+    "TRAINING_SEEDS",
+    "Crops",
+    "draw_box",
+    "rendered",
+    "states",
+]
 
 SIDE = 64
 """Pixels of a crop after resizing."""
@@ -39,6 +53,12 @@ _SHARE = {
 COLOURS = ("red_rim", "yellow_ground")
 """Attributes that nobody can tell on a bleached plate."""
 
+SURROUNDINGS = ("pole", "sky", "road")
+PLATES = ("round_plate", "dark_rim", "white_ground", "bleached", *SYMBOLS)
+
+FACTS = (*ATTRIBUTES, *SURROUNDINGS, *PLATES)
+"""What is known of a crop: the attributes, and what else an encoder that has seen the world can tell apart."""
+
 _TRACE = 0.03
 """A crop with fewer of an attribute's pixels than this share of `_SHARE` does not show it."""
 
@@ -52,8 +72,7 @@ class Crops:
     Attributes
     ----------
     images : (n, SIDE, SIDE, 3) uint8
-    states : (n, len(ATTRIBUTES)) int8; `PRESENT`, `ABSENT`, or `OPEN` where an attribute is seen in part
-        only or a colour is bleached.
+    states : (n, len(FACTS)) int8, see `states`.
     full : (n,) bool; whether the crop is the whole image.
     """
 
@@ -63,22 +82,50 @@ class Crops:
 
 
 def states(scene: Scene, box: Box) -> NDArray[np.int8]:
-    """What a crop (x0, y0, x1, y1 in pixels, ends exclusive) shows: (len(ATTRIBUTES),) int8."""
+    """What a crop shows.
+
+    Parameters
+    ----------
+    scene
+        128 x 128 pixels or another size.
+    box
+        x0, y0, x1, y1 in pixels, ends exclusive.
+
+    Returns
+    -------
+    (len(FACTS),) int8; `PRESENT`, `ABSENT`, or `OPEN` for what is seen in part only and for colours of a bleached plate.
+    """
     x0, y0, x1, y1 = box
-    found = np.full(len(ATTRIBUTES), ABSENT, dtype=np.int8)
-    for index, name in enumerate(ATTRIBUTES):
-        if scene.bleached and name in COLOURS and scene.plate[y0:y1, x0:x1].any():
-            found[index] = OPEN
-            continue
-        mask = scene.masks.get(name)
+
+    def inside(mask: NDArray[np.bool_] | None, least: float) -> int:
+        """By the share of the mask that is inside."""
         if mask is None:
-            continue
-        share = float(mask[y0:y1, x0:x1].sum() / max(1, mask.sum()))
-        if share >= _SHARE[name]:
-            found[index] = PRESENT
-        elif share > _TRACE * _SHARE[name]:
-            found[index] = OPEN
-    return found
+            return ABSENT
+        return _graded(float(mask[y0:y1, x0:x1].sum() / max(1, mask.sum())), least)
+
+    def filling(mask: NDArray[np.bool_], least: float) -> int:
+        """By the share of the crop that is filled."""
+        return _graded(float(mask[y0:y1, x0:x1].mean()), least)
+
+    has, things = scene.masks, scene.things
+    found = {name: inside(has.get(name), _SHARE[name]) for name in ATTRIBUTES}
+    found["pole"] = _graded(float(things["pole"][y0:y1, x0:x1].any(axis=1).mean()), 0.35)
+    found["sky"], found["road"] = filling(things["sky"], 0.35), filling(things["road"], 0.35)
+    found["round_plate"] = inside(None if "triangle" in has else scene.plate, 0.5)
+    found["dark_rim"] = inside(None if "red_rim" in has else things["rim"], 0.2)
+    found["white_ground"] = inside(None if "yellow_ground" in has else things["ground"], 0.2)
+    found["bleached"] = inside(scene.plate if scene.bleached else None, 0.3)
+    for name in SYMBOLS:
+        found[name] = inside(things["symbol"] if name == scene.symbol else None, 0.6)
+    if scene.bleached and scene.plate[y0:y1, x0:x1].any():
+        found |= dict.fromkeys((*COLOURS, "dark_rim", "white_ground"), OPEN)
+    return np.array([found[name] for name in FACTS], dtype=np.int8)
+
+
+def _graded(share: float, least: float) -> int:
+    if share >= least:
+        return PRESENT
+    return OPEN if share > _TRACE * least else ABSENT
 
 
 def draw_box(scene: Scene, rng: np.random.Generator, least: float = 28.0) -> Box:
@@ -118,7 +165,7 @@ def render_crops(job: tuple[int, int, int]) -> Crops:
     first, scenes, per_scene = job
     total = scenes * per_scene
     pictures = np.empty((total, SIDE, SIDE, 3), dtype=np.uint8)
-    found = np.empty((total, len(ATTRIBUTES)), dtype=np.int8)
+    found = np.empty((total, len(FACTS)), dtype=np.int8)
     for number in range(scenes):
         place = Place(first + number)
         rng = place.stream("crops")

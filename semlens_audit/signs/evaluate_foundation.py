@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semlens_audit.signs import encoder, examples
-from semlens_audit.signs.crops import EVALUATION_SEEDS, OPEN, PRESENT, Crops, rendered
-from semlens_audit.signs.render import ATTRIBUTES, VALID
+from semlens_audit.signs.crops import EVALUATION_SEEDS, FACTS, OPEN, PRESENT, Crops, rendered
+from semlens_audit.signs.examples import CONCEPTS
+from semlens_audit.signs.render import ARTEFACTS, VALID
 from semlens_audit.statistics import auroc
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["presence", "write_card"]
 
 
 def presence(model: torch.nn.Module, crops: Crops, shown: dict[str, NDArray[np.uint8]]) -> dict[str, dict[str, float]]:
-    """How well a handful of example crops finds an attribute in pictures never trained on.
+    """How well a handful of example crops finds a concept in pictures never trained on.
 
     Parameters
     ----------
@@ -30,38 +31,46 @@ def presence(model: torch.nn.Module, crops: Crops, shown: dict[str, NDArray[np.u
     crops
         To search.
     shown
-        attribute -> (E, SIDE, SIDE, 3) uint8 example crops.
+        concept -> (E, SIDE, SIDE, 3) uint8 example crops.
 
     Returns
     -------
-    attribute -> ``whole images`` and ``crops`` -> area under the ROC curve of the cosine with the example probe, both seen from
-    the mean of the crops (`semlens_audit.scores.example_probe`). A crop that shows the attribute in part counts neither for nor
-    against it.
+    concept -> ``whole images`` and ``crops`` -> area under the ROC curve of the cosine with the example probe, both seen from
+    the mean of the crops (`semlens_audit.scores.example_probe`). A crop that shows the concept in part counts neither for nor
+    against it; what every picture shows has no area.
     """
     embedded = encoder.embeddings(model, crops.images).astype(np.float64)
     centre = embedded[~crops.full].mean(axis=0)
     seen = embedded - centre
     seen /= np.linalg.norm(seen, axis=1, keepdims=True)
     table: dict[str, dict[str, float]] = {}
-    for index, name in enumerate(ATTRIBUTES):
+    for name in CONCEPTS:
+        index = FACTS.index(name)
         probe = encoder.embeddings(model, shown[name]).astype(np.float64).mean(axis=0) - centre
         cosines, state = seen @ probe, crops.states[:, index]
         table[name] = {}
         for part, chosen in (("whole images", crops.full), ("crops", ~crops.full)):
             rows = chosen & (state != OPEN)
             area = auroc(cosines[rows], state[rows] == PRESENT)
-            if area is None:
-                raise ValueError(f"{part}: crops both with and without {name} are needed")
-            table[name][part] = area
+            if area is not None:
+                table[name][part] = area
     return table
+
+
+def _kind(name: str) -> str:
+    return "valid" if name in VALID else "artefact" if name in ARTEFACTS else "neutral"
+
+
+def _stated(area: float | None) -> str:
+    return "in every one" if area is None else f"{area:.3f}"
 
 
 def write_card(path: Path, command: str, trained_on: int, scenes: int = 1000) -> None:
     """Measure the encoder of `path` and write ``README.md`` beside it."""
-    shown = {name: examples.pictures(name, 12, examples.SEED) for name in ATTRIBUTES}
+    shown = {name: examples.pictures(name, 12, examples.SEED) for name in CONCEPTS}
     table = presence(encoder.load(path), rendered(EVALUATION_SEEDS, scenes, 4, 1), shown)
     rows = "\n".join(
-        f"| {name} | {'valid' if name in VALID else 'artefact'} | {values['whole images']:.3f} | {values['crops']:.3f} |"
+        f"| {name} | {_kind(name)} | {_stated(values.get('whole images'))} | {_stated(values.get('crops'))} |"
         for name, values in table.items()
     )
     text = _CARD.format(
@@ -115,7 +124,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--scenes", type=int, default=1000)
     options = parser.parse_args()
-    shown = {name: examples.pictures(name, 12, examples.SEED) for name in ATTRIBUTES}
+    shown = {name: examples.pictures(name, 12, examples.SEED) for name in CONCEPTS}
     for name, values in presence(encoder.load(options.file), rendered(EVALUATION_SEEDS, options.scenes, 4, 1), shown).items():
         print(f"{name:18s} " + "  ".join(f"{part} {area:.3f}" for part, area in values.items()))
 

@@ -1,7 +1,7 @@
-"""Example crops of every attribute, as an expert would mark them: ``python -m semlens_audit.signs.examples --out DIR``.
+"""Example crops of every concept, as an expert would mark them: ``python -m semlens_audit.signs.examples --out DIR``.
 
-The scenes are of places that no sample and no training uses. A scene serves as an example of several attributes, with a box for
-each; boxes are somewhat larger than the attribute, by how much varies.
+The scenes are of places that no sample and no training uses. A scene serves as an example of several concepts, with a box for
+each; boxes are somewhat larger than the attribute, by how much varies. Pole, sky and road are marked where no artefact is.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from semlens_audit.plan import Example
-from semlens_audit.signs.crops import PRESENT, Box, cut, states
-from semlens_audit.signs.render import ATTRIBUTES, VALID, Attributes, Place, Scene, render
+from semlens_audit.signs.crops import ABSENT, FACTS, PRESENT, SURROUNDINGS, Box, cut, states
+from semlens_audit.signs.render import ARTEFACTS, ATTRIBUTES, VALID, Attributes, Place, Scene, render
 
-__all__ = ["PER_CONCEPT", "SEED", "Marked", "boxed", "listing", "marked", "pictures", "write_examples"]
+__all__ = ["CONCEPTS", "PER_CONCEPT", "SEED", "Marked", "boxed", "listing", "marked", "pictures", "write_examples"]
 
 SEED = 0
 PER_CONCEPT = 12
+
+CONCEPTS = (*ATTRIBUTES, *SURROUNDINGS)
+"""What is marked: valid, spurious and neutral."""
 
 _PLACES = 3_000_000
 _LEAST = 32.0
@@ -34,13 +37,13 @@ _NARROWEST = 0.45
 
 @dataclass(frozen=True)
 class Marked:
-    """A scene with the attributes marked in it.
+    """A scene with concepts marked in it.
 
     Attributes
     ----------
     seed : int; of the place.
     scene : Scene
-    boxes : attribute name -> x0, y0, x1, y1 in pixels, ends exclusive.
+    boxes : concept -> x0, y0, x1, y1 in pixels, ends exclusive.
     """
 
     seed: int
@@ -84,6 +87,25 @@ def boxed(scene: Scene, name: str, rng: np.random.Generator) -> Box | None:
     return box if clear and states(scene, box)[ATTRIBUTES.index(name)] == PRESENT else None
 
 
+def surroundings_box(scene: Scene, name: str, rng: np.random.Generator) -> Box | None:
+    """A box that shows pole, sky or road with little of the plate and no artefact but snow, or ``None`` where none is found."""
+    size = scene.image.shape[0]
+    mask = scene.things[name]
+    rows, columns = np.nonzero(mask)
+    apart = [FACTS.index(other) for other in ARTEFACTS if other != "snow"]
+    for _ in range(40 if rows.size else 0):
+        side = int(rng.integers(round(_LEAST), round(0.45 * size)))
+        pick = int(rng.integers(rows.size))
+        x0, y0 = (int(np.clip(at[pick] - side // 2, 0, size - side)) for at in (columns, rows))
+        box = (x0, y0, x0 + side, y0 + side)
+        found, window = states(scene, box), np.s_[y0 : y0 + side, x0 : x0 + side]
+        clear = bool((found[apart] == ABSENT).all()) and float(scene.plate[window].mean()) < 0.05
+        others = [FACTS.index(other) for other in SURROUNDINGS if other != name] if name != "pole" else []
+        if clear and found[FACTS.index(name)] == PRESENT and not (found[others] == PRESENT).any():
+            return box
+    return None
+
+
 def _painted(scene: Scene, name: str) -> int:
     # The attributes of the plate have the whole plate for their extent, the exclamation mark least of it: 5 % and more.
     extent = int(scene.extents[name].sum())
@@ -92,7 +114,7 @@ def _painted(scene: Scene, name: str) -> int:
 
 @lru_cache(maxsize=4)
 def marked(per_concept: int = PER_CONCEPT, seed: int = SEED) -> tuple[Marked, ...]:
-    """Scenes that hold `per_concept` marked examples of every attribute between them.
+    """Scenes that hold `per_concept` marked examples of every concept between them.
 
     Parameters
     ----------
@@ -108,7 +130,7 @@ def marked(per_concept: int = PER_CONCEPT, seed: int = SEED) -> tuple[Marked, ..
     """
     if per_concept < 1 or not 0 <= seed < 1000:
         raise ValueError(f"per_concept must be at least 1 and seed in 0 .. 999, not {per_concept} and {seed}")
-    wanted = dict.fromkeys(ATTRIBUTES, per_concept)
+    wanted = dict.fromkeys(CONCEPTS, per_concept)
     found: list[Marked] = []
     number = _PLACES + 10_000 * seed
     while any(wanted.values()):
@@ -119,8 +141,15 @@ def marked(per_concept: int = PER_CONCEPT, seed: int = SEED) -> tuple[Marked, ..
         scene = render(place, Attributes.of(*names))
         boxes = {name: box for name in names if (box := boxed(scene, name, rng)) is not None and wanted[name]}
         # Scenes are dear: only those that serve several attributes, unless few are wanted any more.
-        if len(boxes) >= min(3, sum(count > 0 for count in wanted.values())):
-            found.append(Marked(number, scene, boxes))
+        if len(boxes) >= min(3, sum(wanted[name] > 0 for name in ATTRIBUTES)):
+            around = place.stream("surroundings examples")
+            boxes |= {
+                name: box
+                for name in SURROUNDINGS
+                if wanted[name] and (box := surroundings_box(scene, name, around)) is not None
+            }
+            if boxes:
+                found.append(Marked(number, scene, boxes))
             for name in boxes:
                 wanted[name] -= 1
         number += 1
@@ -128,7 +157,7 @@ def marked(per_concept: int = PER_CONCEPT, seed: int = SEED) -> tuple[Marked, ..
 
 
 def pictures(name: str, per_concept: int = PER_CONCEPT, seed: int = SEED) -> NDArray[np.uint8]:
-    """The example crops of one attribute as the encoder takes them: (per_concept, SIDE, SIDE, 3) uint8."""
+    """The example crops of one concept as the encoder takes them: (per_concept, SIDE, SIDE, 3) uint8."""
     chosen = [entry for entry in marked(per_concept, seed) if name in entry.boxes]
     return np.concatenate([cut(entry.scene.image, [entry.boxes[name]]) for entry in chosen])
 
@@ -145,7 +174,7 @@ def write_examples(folder: Path, per_concept: int = PER_CONCEPT, seed: int = SEE
 
     Returns
     -------
-    attribute name -> its examples, with paths relative to `folder`.
+    concept -> its examples, with paths relative to `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scenes = marked(per_concept, seed)
@@ -157,7 +186,7 @@ def write_examples(folder: Path, per_concept: int = PER_CONCEPT, seed: int = SEE
         os.replace(partial, folder / entry.file)
     return {
         name: tuple(Example(image=entry.file, box=entry.boxes[name]) for entry in scenes if name in entry.boxes)
-        for name in ATTRIBUTES
+        for name in CONCEPTS
     }
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from semlens_audit.signs.stencil import Colour, Opacity, Sheet, cover, softened, turned
 
-__all__ = ["Stand", "mount", "pole"]
+__all__ = ["SYMBOLS", "Plate", "Stand", "mount", "pole"]
 
-_SYMBOLS = ("arrow", "stripes", "cross", "ring")
+SYMBOLS = ("arrow", "stripes", "cross", "ring")
 _BLEACHED = 0.2
 
 
@@ -51,17 +51,31 @@ class Stand:
         return self.x, self.y
 
 
-def pole(rng: np.random.Generator, stand: Stand, canvas: NDArray[np.float32], size: int) -> None:
-    """Paint the pole, in place."""
+@dataclass(frozen=True)
+class Plate:
+    """What a plate shows.
+
+    Attributes
+    ----------
+    parts : ``plate``, ``rim``, ``ground`` and ``symbol`` -> (size, size) float32 opacity.
+    bleached : bool; whether its colours cannot be told.
+    symbol : str; ``exclamation_mark`` or one of `SYMBOLS`.
+    """
+
+    parts: dict[str, Opacity]
+    bleached: bool
+    symbol: str
+
+
+def pole(rng: np.random.Generator, stand: Stand, canvas: NDArray[np.float32], size: int) -> Opacity:
+    """Paint the pole, in place, and say where it is."""
     grey = rng.uniform(0.42, 0.66)
     x, w = stand.x, stand.pole / 2
-    cover(
-        canvas,
-        (grey, grey, grey),
-        Sheet(size).polygon([(x - w, stand.y), (x + w, stand.y), (x + w, 140), (x - w, 140)]).opacity(),
-    )
+    whole = Sheet(size).polygon([(x - w, stand.y), (x + w, stand.y), (x + w, 140), (x - w, 140)]).opacity()
+    cover(canvas, (grey, grey, grey), whole)
     shade = Sheet(size).polygon([(x + w * 0.2, stand.y), (x + w, stand.y), (x + w, 140), (x + w * 0.2, 140)]).opacity()
     cover(canvas, (grey * 0.55,) * 3, shade)
+    return whole
 
 
 def _outline(triangle: bool, stand: Stand, size: int, inset: float) -> Opacity:
@@ -109,7 +123,7 @@ def mount(
     present: frozenset[str],
     canvas: NDArray[np.float32],
     size: int,
-) -> tuple[dict[str, Opacity], bool]:
+) -> Plate:
     """Paint the plate, in place.
 
     Parameters
@@ -122,11 +136,6 @@ def mount(
         Where.
     present
         Names of the valid attributes present.
-
-    Returns
-    -------
-    parts : ``plate``, ``rim``, ``ground`` and ``symbol`` -> (size, size) float32 opacity.
-    bleached : bool; whether the colours of the plate cannot be told.
     """
     triangle = "triangle" in present
     width = stand.radius * float(rng.uniform(0.15, 0.22))
@@ -154,7 +163,7 @@ def mount(
     height = stand.radius * float(symbol_rng.uniform(0.42, 0.54))
     stroke = float(symbol_rng.uniform(0.2, 0.3))
     centre = (stand.x + float(symbol_rng.normal(0, 0.5)), stand.y + 0.1 * stand.radius + float(symbol_rng.normal(0, 0.5)))
-    kind = _SYMBOLS[int(symbol_rng.integers(len(_SYMBOLS)))]
+    kind = SYMBOLS[int(symbol_rng.integers(len(SYMBOLS)))]
     ink = symbol_rng.uniform(0.04, 0.2)
     sheet = Sheet(size)
 
@@ -162,9 +171,11 @@ def mount(
         return turned(points, centre, stand.tilt, height)
 
     if "exclamation_mark" in present:
+        kind = "exclamation_mark"
         _exclamation_mark(sheet, at, stroke)
     else:
         _other_symbol(sheet, kind, at, stroke)
     symbol = sheet.opacity()
     cover(canvas, painted((ink, ink, ink), 0.0), symbol)  # black print does not bleach
-    return {"plate": plate, "rim": plate * (1 - inner), "ground": inner * (1 - symbol), "symbol": symbol}, bleached
+    parts = {"plate": plate, "rim": plate * (1 - inner), "ground": inner * (1 - symbol), "symbol": symbol}
+    return Plate(parts, bleached, kind)

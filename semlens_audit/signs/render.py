@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semlens_audit.signs.artefacts import PAINTERS, Coat
-from semlens_audit.signs.plate import Stand, mount, pole
+from semlens_audit.signs.plate import SYMBOLS, Stand, mount, pole
 from semlens_audit.signs.surroundings import landscape, sensor_noise
 
-__all__ = ["ARTEFACTS", "ATTRIBUTES", "VALID", "Attributes", "Place", "Scene", "render"]
+__all__ = ["ARTEFACTS", "ATTRIBUTES", "VALID", "Attributes", "Place", "SYMBOLS", "Scene", "render"]
 
 VALID: tuple[str, ...] = ("triangle", "red_rim", "yellow_ground", "exclamation_mark")
 ARTEFACTS: tuple[str, ...] = ("sticker", "watermark", "snow", "timestamp", "lamp_post")
@@ -108,6 +108,9 @@ class Scene:
         this is the plate.
     plate : (H, W) bool; every pixel that the plate touches.
     bleached : bool; whether the plate has lost its colours, so that rim and ground cannot be told.
+    symbol : str; ``exclamation_mark`` or one of `SYMBOLS`.
+    things : ``sky``, ``road``, ``pole``, ``rim``, ``ground``, ``symbol`` -> (H, W) bool; where they are, what lies in front left
+        aside but for the plate.
     """
 
     image: NDArray[np.uint8]
@@ -115,6 +118,8 @@ class Scene:
     extents: dict[str, NDArray[np.bool_]]
     plate: NDArray[np.bool_]
     bleached: bool
+    symbol: str
+    things: dict[str, NDArray[np.bool_]]
 
 
 def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene:
@@ -143,7 +148,7 @@ def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene
     if not isinstance(place, Place):
         place = Place(int(place))
     stand = Stand.draw(place.stream("stand"))
-    canvas, _ = landscape(place.stream("landscape"), size)
+    canvas, things = landscape(place.stream("landscape"), size)
     masks: dict[str, NDArray[np.bool_]] = {}
     extents: dict[str, NDArray[np.bool_]] = {}
 
@@ -156,8 +161,13 @@ def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene
     painters = {name: paint for name, paint in PAINTERS.items() if name in attributes.names}
     if "lamp_post" in painters:
         add("lamp_post", painters.pop("lamp_post")(place.stream("lamp_post"), stand, size))
-    pole(place.stream("pole"), stand, canvas, size)
-    parts, bleached = mount(place.stream("plate"), place.stream("symbol"), stand, attributes.names, canvas, size)
+    things["pole"] = pole(place.stream("pole"), stand, canvas, size)
+    plate = mount(place.stream("plate"), place.stream("symbol"), stand, attributes.names, canvas, size)
+    parts = plate.parts
+    free = 1 - parts["plate"]
+    things = {name: opacity * free for name, opacity in things.items()} | {
+        name: parts[name] for name in ("rim", "ground", "symbol")
+    }
     for other in masks:
         masks[other] = masks[other] & ~(parts["plate"] > 0.5)
     for name in VALID:
@@ -177,5 +187,7 @@ def render(place: Place | int, attributes: Attributes, size: int = 128) -> Scene
         {name: masks[name] for name in ATTRIBUTES if name in masks},
         {name: extents[name] for name in ATTRIBUTES if name in extents},
         parts["plate"] > 0,
-        bleached,
+        plate.bleached,
+        plate.symbol,
+        {name: opacity > 0.5 for name, opacity in things.items()},
     )

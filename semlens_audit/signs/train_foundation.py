@@ -1,8 +1,8 @@
 """Train this world's image encoder: ``python -m semlens_audit.signs.train_foundation --out DIR``.
 
 It renders scenes, cuts crops of all sizes, and trains a small timm network so that a handful of example crops finds what else
-shows the same. The loss has two parts over the attributes that a crop shows (binary cross-entropy each): a linear read-out of
-the embedding, and the cosine with a prototype, the mean embedding of some other crops that show the attribute, both taken from
+shows the same. The loss has two parts over the facts that are known of a crop (binary cross-entropy each): a linear read-out of
+the embedding, and the cosine with a prototype, the mean embedding of some other crops of which the same is true, both taken from
 the centre of the batch (prototypical networks: Snell et al., NeurIPS 2017, equation 1, with the cosine for the distance). The
 second is how the tool compares crops with example images (`semlens_audit.scores.example_probe`).
 """
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semlens_audit.signs.crops import ABSENT, PRESENT, TRAINING_SEEDS, Crops, rendered
+from semlens_audit.signs.crops import ABSENT, FACTS, PRESENT, TRAINING_SEEDS, Crops, rendered
 from semlens_audit.signs.encoder import FILE, encode, new_model, pixels
-from semlens_audit.signs.render import ATTRIBUTES
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +30,7 @@ _SHOTS = 12
 
 
 def _loss(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Mean binary cross-entropy over what is not open; (n, attributes) each."""
+    """Mean binary cross-entropy over what is not open; (n, facts) each."""
     import torch
 
     known = truth >= ABSENT
@@ -39,11 +38,11 @@ def _loss(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def _prototypes(centred: torch.Tensor, truth: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """(attributes, d); mean of at most `_SHOTS` crops that show each attribute, zero where none does."""
+    """(facts, d); mean of at most `_SHOTS` crops of which each fact is true, zero where it is of none."""
     import torch
 
     rows = []
-    for index in range(len(ATTRIBUTES)):
+    for index in range(len(FACTS)):
         shown = np.flatnonzero((truth[:, index] == PRESENT).numpy())
         chosen = rng.permutation(shown)[:_SHOTS]
         rows.append(centred[torch.from_numpy(chosen)].mean(0) if chosen.size else torch.zeros_like(centred[0]))
@@ -63,9 +62,9 @@ def train(crops: Crops, epochs: int, batch: int, rate: float, seed: int, threads
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     count, steps = len(crops.images), epochs * (len(crops.images) // batch)
     width = int(encode(model.eval(), pixels(crops.images[:1])).shape[1])
-    read_out = torch.nn.Linear(width, len(ATTRIBUTES))
-    scale = torch.nn.Parameter(torch.full((1, len(ATTRIBUTES)), 8.0))
-    offset = torch.nn.Parameter(torch.full((1, len(ATTRIBUTES)), -2.0))
+    read_out = torch.nn.Linear(width, len(FACTS))
+    scale = torch.nn.Parameter(torch.full((1, len(FACTS)), 8.0))
+    offset = torch.nn.Parameter(torch.full((1, len(FACTS)), -2.0))
     model.train()
     parameters = [*model.parameters(), *read_out.parameters(), scale, offset]
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02)

@@ -11,7 +11,19 @@ from PIL import Image
 
 from semlens_audit import spec
 from semlens_audit.signs import examples
-from semlens_audit.signs.crops import ABSENT, COLOURS, OPEN, PRESENT, SIDE, draw_box, render_crops, rendered, states
+from semlens_audit.signs.crops import (
+    ABSENT,
+    COLOURS,
+    FACTS,
+    OPEN,
+    PRESENT,
+    SIDE,
+    SURROUNDINGS,
+    draw_box,
+    render_crops,
+    rendered,
+    states,
+)
 from semlens_audit.signs.render import ARTEFACTS, ATTRIBUTES, VALID, Attributes, Place, render
 
 ROOT = Path(examples.__file__).parents[2]
@@ -23,14 +35,16 @@ def shown() -> tuple[examples.Marked, ...]:
     return examples.marked(4, 1)
 
 
-def test_every_attribute_has_as_many_examples_as_asked(shown: tuple[examples.Marked, ...]) -> None:
-    assert Counter(name for entry in shown for name in entry.boxes) == dict.fromkeys(ATTRIBUTES, 4)
+def test_every_concept_has_as_many_examples_as_asked(shown: tuple[examples.Marked, ...]) -> None:
+    assert Counter(name for entry in shown for name in entry.boxes) == dict.fromkeys(examples.CONCEPTS, 4)
     assert len({entry.seed for entry in shown}) == len(shown)
 
 
 def test_boxes_hold_the_attribute_and_little_else(shown: tuple[examples.Marked, ...]) -> None:
     for entry in shown:
         for name, (x0, y0, x1, y1) in entry.boxes.items():
+            if name in SURROUNDINGS:
+                continue
             mask = entry.scene.masks[name]
             assert 0 <= x0 < x1 <= 128
             assert 0 <= y0 < y1 <= 128
@@ -42,6 +56,18 @@ def test_boxes_hold_the_attribute_and_little_else(shown: tuple[examples.Marked, 
             rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
             assert x1 - x0 <= max(32, 1.7 * np.ptp(columns) + 3, 0.75 * np.ptp(rows) + 3), (entry.seed, name)
             assert y1 - y0 <= max(32, 1.7 * np.ptp(rows) + 3, 0.75 * np.ptp(columns) + 3), (entry.seed, name)
+
+
+def test_surroundings_are_marked_where_no_artefact_is(shown: tuple[examples.Marked, ...]) -> None:
+    for entry in shown:
+        for name in set(SURROUNDINGS) & set(entry.boxes):
+            x0, y0, x1, y1 = box = entry.boxes[name]
+            window = np.s_[y0:y1, x0:x1]
+            assert states(entry.scene, box)[FACTS.index(name)] == PRESENT
+            assert entry.scene.things[name][window].any()
+            assert entry.scene.plate[window].mean() < 0.05
+            for artefact in (set(ARTEFACTS) - {"snow"}) & set(entry.scene.masks):
+                assert entry.scene.masks[artefact][window].sum() <= 0.03 * entry.scene.masks[artefact].sum()
 
 
 def test_examples_vary_in_what_else_they_show() -> None:
@@ -70,6 +96,7 @@ def test_written_files_are_what_the_spec_ships(tmp_path: Path) -> None:
     found, _ = spec.read_spec(SPEC)
     assert {concept.id for concept in found.concepts if concept.role == "valid"} == set(VALID)
     assert {concept.id for concept in found.concepts if concept.role == "spurious"} == set(ARTEFACTS)
+    assert {concept.id for concept in found.concepts if concept.role == "neutral"} == set(SURROUNDINGS)
     for concept in found.concepts:
         assert [(f"traffic-signs/{entry.image}", entry.box) for entry in written[concept.id]] == [
             (entry.image, entry.box) for entry in concept.examples
@@ -86,9 +113,9 @@ def test_written_files_are_what_the_spec_ships(tmp_path: Path) -> None:
 def test_spec_mirrors_the_checks_of_the_other_world() -> None:
     found, _ = spec.read_spec(SPEC)
     other, _ = spec.read_spec(ROOT / "specs" / "melanoma-abcde.yaml")
-    bounds = {check.kind: check.criterion for check in other.checks}
+    bounds = {check.kind: check.criterion.operator for check in other.checks}
     for check in found.checks:
-        assert check.criterion == bounds[check.kind]
+        assert check.criterion.operator == bounds[check.kind]
     for kind in ("concept_not_used", "behavioural_effect"):
         assert sorted(check.concepts for check in found.checks if check.kind == kind) == sorted((name,) for name in ARTEFACTS)
 

@@ -14,7 +14,7 @@ from semlens_audit.foundation import load_foundation
 from semlens_audit.paths import resolve
 from semlens_audit.plan import AuditPlan
 from semlens_audit.signs import encoder, evaluate_foundation, examples, world
-from semlens_audit.signs.crops import COLOURS, SIDE, Crops, rendered
+from semlens_audit.signs.crops import COLOURS, FACTS, SIDE, Crops, rendered
 from semlens_audit.signs.render import ARTEFACTS, ATTRIBUTES
 from semlens_audit.signs.train_foundation import _loss, _prototypes, save, train
 from semlens_audit.statistics import auroc
@@ -45,7 +45,7 @@ def crops() -> Crops:
 
 @pytest.fixture(scope="module")
 def table(crops: Crops) -> dict[str, dict[str, float]]:
-    shown = {name: examples.pictures(name) for name in ATTRIBUTES}
+    shown = {name: examples.pictures(name) for name in examples.CONCEPTS}
     return evaluate_foundation.presence(encoder.load(WEIGHTS / "foundation" / encoder.FILE), crops, shown)
 
 
@@ -128,7 +128,7 @@ def test_the_shipped_subject_has_the_habit_it_is_said_to_have(plan: AuditPlan) -
 
 def test_training_learns_from_few_crops_and_is_saved_whole(tmp_path: Path, crops: Crops) -> None:
     """Colours come first: examples find them better than through a network that has learnt nothing."""
-    shown = {name: examples.pictures(name) for name in ATTRIBUTES}
+    shown = {name: examples.pictures(name) for name in examples.CONCEPTS}
     torch.manual_seed(0)
     model = train(rendered(900_000, 150, 3, 1), 6, 64, 2e-3, 0, 1)
     found, before = (evaluate_foundation.presence(one, crops, shown) for one in (model, encoder.new_model().eval()))
@@ -143,10 +143,10 @@ def test_training_learns_from_few_crops_and_is_saved_whole(tmp_path: Path, crops
 def test_prototypes_and_loss_equal_slow_loops() -> None:
     rng = np.random.default_rng(3)
     vectors = torch.from_numpy(rng.normal(size=(20, 6)))
-    truth = torch.from_numpy(rng.integers(-1, 2, (20, len(ATTRIBUTES))))
+    truth = torch.from_numpy(rng.integers(-1, 2, (20, len(FACTS))))
     truth[:, 2] = 0
     prototypes = _prototypes(vectors, truth, np.random.default_rng(0))
-    for index in range(len(ATTRIBUTES)):
+    for index in range(len(FACTS)):
         shown = [vectors[row] for row in range(20) if truth[row, index] == 1]
         expected = sum(shown) / len(shown) if shown else torch.zeros(6)
         assert len(shown) <= 12
