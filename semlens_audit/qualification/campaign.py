@@ -6,11 +6,12 @@ killed or interrupted campaign goes on where it was, and a changed definition ne
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semlens_audit import __version__, engine
 from semlens_audit.certificate import Estimate, MemberRecord, Pair, Qualification, Repeat, WorldRecord
+from semlens_audit.data import open_data
 from semlens_audit.digest import canonical_json, digest
 from semlens_audit.errors import ExecutionError, UsageError
 from semlens_audit.foundation import foundation_digest
@@ -35,6 +37,8 @@ from semlens_audit.standing import code_digests, shared_settings
 __all__ = ["Campaign", "Parameters", "Result", "audit_plan", "kept"]
 
 DATA_SEED, AUDIT_SEED = 30_000, 1
+_TURNS = 100
+"""Seeds that each entrant has for itself, so that errors of test data are independent from entrant to entrant."""
 _OF_THE_MODEL = {"concept_not_used", "behavioural_effect", "subgroup_gap", "pair_effect"}
 """Kinds of checks that say something about a model; a check of the data alone is none."""
 
@@ -64,7 +68,7 @@ class Parameters:
     samples: int = 1000
     repeats: int = 1
     layers: int = 1
-    measurement: dict[str, Any] = field(default_factory=dict)
+    measurement: dict[str, Any] = field(default_factory=lambda: {"intervention": "mean"})
 
     @property
     def settings(self) -> MeasurementSettings:
@@ -96,7 +100,11 @@ def audit_plan(entrant: Entrant, weights: Path, parameters: Parameters, work: Pa
     """
     plan, architecture = entrant.world.plan(), ARCHITECTURES[entrant.member.architecture]
     settings = architecture.settings(parameters.settings)
-    store = work.resolve() / "stores" / f"{entrant.member.world}-{entrant.member.architecture}.duckdb"
+    if turn:  # a repeat compares findings, which no intervention changes
+        settings = settings.model_copy(update={"intervention": "none"})
+    settings = settings.model_copy(update={"intervention": "none"} if turn else {})
+    store = work.resolve() / "stores" / f"{entrant.name}-{turn}.duckdb"
+    seed = _TURNS * entrant.member.number + turn
     audit = plan.audit.model_copy(
         update={
             "audit": f"qualify-{digest(entrant.name)[:12]}",
@@ -109,9 +117,9 @@ def audit_plan(entrant: Entrant, weights: Path, parameters: Parameters, work: Pa
                 }
             ),
             "layers": architecture.layers[: parameters.layers],
-            "data": plan.audit.data.model_copy(update={"samples": parameters.samples, "seed": DATA_SEED + turn}),
+            "data": plan.audit.data.model_copy(update={"samples": parameters.samples, "seed": DATA_SEED + seed}),
             "measurement": settings,
-            "seed": AUDIT_SEED + turn,
+            "seed": AUDIT_SEED + seed,
             "store": str(store),
         }
     )
@@ -145,16 +153,15 @@ def kept(path: Path) -> dict[str, Result]:
 
 
 def _append(path: Path, result: Result) -> None:
-    """Add one line in a single write, after whatever a kill left of the last."""
+    """Add one line, after cutting off whatever a kill left of the last; campaigns that share the file take turns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = canonical_json(result.model_dump(mode="json")) + "\n"
-    if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        whole, newline, _ = path.read_bytes().rpartition(b"\n")
-        partial = path.with_name(path.name + ".part")
-        partial.write_bytes(whole + newline)
-        os.replace(partial, path)
-    with path.open("ab", buffering=0) as stream:
-        stream.write(text.encode("utf-8"))
+    line = (canonical_json(result.model_dump(mode="json")) + "\n").encode("utf-8")
+    with path.open("a+b") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        stream.seek(0)
+        stream.truncate(stream.read().rfind(b"\n") + 1)
+        stream.write(line)
+        stream.flush()
         os.fsync(stream.fileno())
 
 
@@ -237,15 +244,11 @@ class Campaign:
         """Truth and audit of one entrant."""
         plan = audit_plan(entrant, weights, self.parameters, self.work)
         effects, accuracy = self._true_effects(entrant, plan)
-        record = engine.run(plan, allow_code=True, command="semlens-audit qualify")
+        record = _audit(plan)
         first = _pairs(entrant, record, effects)
         repeats: list[Repeat] = []
         for turn in range(1, self.parameters.repeats + 1):
-            again = engine.run(
-                audit_plan(entrant, weights, self.parameters, self.work, turn=turn),
-                allow_code=True,
-                command="semlens-audit qualify",
-            )
+            again = _audit(audit_plan(entrant, weights, self.parameters, self.work, turn=turn))
             repeats += _repeats(entrant, first, _pairs(entrant, again, effects))
         member = MemberRecord(
             name=entrant.name,
@@ -295,6 +298,15 @@ class Campaign:
             groups=rates.groups(pairs, repeats),
             environment={"python": platform.python_version(), "platform": environment.platform, **environment.packages},
         )
+
+
+def _audit(plan: AuditPlan) -> AuditRecord:
+    """Audit blindly: what the renderer knows of each sample is withheld, and the foundation model has to see it."""
+    data = replace(open_data(plan), attributes=None)
+    record = engine.run(plan, allow_code=True, command="semlens-audit qualify", data=data, comparisons=False)
+    # Test data of its own make a store of no further use once the result is kept.
+    Path(plan.audit.store).unlink(missing_ok=True)
+    return record
 
 
 def _threads(number: int) -> None:

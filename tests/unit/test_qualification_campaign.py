@@ -228,7 +228,10 @@ class TestCampaign:
         qualified = read_qualification(tmp_path / "qualification.json")
         assert qualified == outcome.qualification
         assert len(qualified.pairs) == 2 * len(phantom.ARTEFACTS)
-        assert qualified.worlds[0].criteria["behavioural_effect"] == 1.0
+        thresholds = {
+            check.criterion.threshold for check in DERMOSCOPY.plan().spec.checks if check.kind == "behavioural_effect"
+        }
+        assert {qualified.worlds[0].criteria["behavioural_effect"]} == thresholds
         html = (tmp_path / "qualification.html").read_text()
         assert "quick part" in html
         for member in qualified.members:
