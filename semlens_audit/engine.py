@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semlens_audit import __version__, checks, verdict
 from semlens_audit.confirmation import conclude, confirm
+from semlens_audit.certificate import read_qualification
 from semlens_audit.data import DataSet, open_data
 from semlens_audit.data_gallery import picture
 from semlens_audit.digest import digest
@@ -50,7 +51,7 @@ from semlens_audit.records import (
 )
 from semlens_audit.scenarios import Scenario, measure_scenarios, planned
 from semlens_audit.sensitivity import compare
-from semlens_audit.standing import standing
+from semlens_audit.standing import qualification_file, standing
 from semlens_audit.store import Store
 
 __all__ = ["environment", "read_record", "record_digest", "revision", "run", "write_record"]
@@ -88,6 +89,7 @@ def run(
     command: str,
     data: DataSet | None = None,
     anew: bool = False,
+    comparisons: bool = True,
 ) -> AuditRecord:
     """Carry out an audit.
 
@@ -105,6 +107,8 @@ def run(
         Test data to take instead of what the plan names, as a part of them.
     anew
         Whether to measure again what the store holds measured already.
+    comparisons
+        Whether to measure again under other settings; without, only other criteria are tried.
 
     Raises
     ------
@@ -113,11 +117,15 @@ def run(
     """
     progress = progress or SilentProgress()
     quantities = checks.quantities(plan)
+    qualification = qualification_file(plan)
+    if qualification is not None:
+        read_qualification(qualification)  # one that cannot be read is told before hours of work, not after them
     with Store.open(store_path(plan)) as store:
         data = data or open_data(plan, store.file_digest)
         stages = evidence_stages(plan, data, store)
         paired = data.pairs.sha256 if data.pairs else None
         key = measurement_key(plan, stages, quantities, data.attributes, pairs=paired, groups=data.groups)
+        key = key if comparisons else digest([key, "without comparisons"])
         payload = None if anew else store.get_measurement(key)
         if payload is None:
             evidence = load_evidence(plan, data, store)
@@ -130,7 +138,7 @@ def run(
                 raise IntegrityError(
                     "index-incomplete", "The store lacks evidence that was just written.", "Run the same command again."
                 )
-            payload = _measure(plan, data, evidence, quantities, progress).model_dump_json()
+            payload = _measure(plan, data, evidence, quantities, progress, comparisons=comparisons).model_dump_json()
             store.put_measurement(key, payload)
         cached = _Cached.model_validate_json(payload)
         interventions = intervene(
@@ -141,13 +149,21 @@ def run(
 
 
 def _measure(
-    plan: AuditPlan, data: DataSet, evidence: Evidence, quantities: Sequence[checks.Quantity], progress: Progress
+    plan: AuditPlan,
+    data: DataSet,
+    evidence: Evidence,
+    quantities: Sequence[checks.Quantity],
+    progress: Progress,
+    *,
+    comparisons: bool,
 ) -> _Cached:
     total = len(evidence.layers) * (1 + len(evidence.class_names))
     with progress.stage("measure", total) as advance:
         measured = measure(plan, evidence, quantities, progress=advance)
-    with progress.stage("Sensitivity", planned(plan, evidence)) as advance:
-        scenarios = measure_scenarios(plan, evidence, quantities, measured, progress=advance)
+    scenarios: tuple[Scenario, ...] = ()
+    if comparisons:
+        with progress.stage("Sensitivity", planned(plan, evidence)) as advance:
+            scenarios = measure_scenarios(plan, evidence, quantities, measured, progress=advance)
     places, images = illustrate(evidence, measured.class_layers)
     shown, pictures = picture(plan, data, measured.presence_in_data)
     return _Cached(

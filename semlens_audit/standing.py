@@ -15,7 +15,7 @@ from semlens_audit.records import UNQUALIFIED, Finding, FoundationRecord, Identi
 from semlens_audit.source_digest import essence
 from semlens_audit.wording import count, format_date, format_number, join
 
-__all__ = ["SHIPPED", "code_digests", "differences", "family", "shared_settings", "shown", "standing"]
+__all__ = ["SHIPPED", "code_digests", "differences", "family", "qualification_file", "shared_settings", "shown", "standing"]
 
 SHIPPED = Path(__file__).parent / "qualification" / "qualification.json"
 """The qualification that comes with the tool, where it does."""
@@ -153,6 +153,13 @@ def _criteria(world: WorldRecord, findings: Sequence[Finding]) -> list[str]:
     return list(found)
 
 
+def qualification_file(plan: AuditPlan) -> Path | None:
+    """The ``qualification.json`` that the audit names, else the one that comes with the tool, or ``None`` where neither is."""
+    if plan.audit.qualification is not None:
+        return resolve(plan, plan.audit.qualification)
+    return SHIPPED if SHIPPED.is_file() else None
+
+
 def standing(
     plan: AuditPlan,
     *,
@@ -174,10 +181,9 @@ def standing(
     AuditError
         The qualification cannot be read, see `semlens_audit.certificate.read_qualification`.
     """
-    file = resolve(plan, plan.audit.qualification) if plan.audit.qualification is not None else None
-    if file is None and not SHIPPED.is_file():
+    path = qualification_file(plan)
+    if path is None:
         return StandingRecord(statement=UNQUALIFIED)
-    path = file or SHIPPED
     qualified = read_qualification(path)
     found, world = differences(
         qualified,

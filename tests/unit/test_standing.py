@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from semlens_audit import standing
+from semlens_audit import engine, standing
 from semlens_audit.certificate import Estimate, MemberRecord, Pair, Qualification, WorldRecord, read_qualification
 from semlens_audit.errors import IntegrityError, UsageError
 from semlens_audit.plan import AuditPlan, Criterion, MeasurementSettings
@@ -260,3 +260,12 @@ def f(x):
         names = standing.code_digests()
         assert {"scores", "statistics", "assignment", "behaviour", "checks", "verdict", "attribution", "regions"} <= set(names)
         assert all(len(value) == 16 for value in names.values())
+
+
+def test_a_qualification_that_cannot_be_read_is_told_before_any_work(tmp_path: Path) -> None:
+    plan = synthetic.plan()
+    named = {"qualification": str(tmp_path / "none.json"), "store": str(tmp_path / "store.duckdb")}
+    with pytest.raises(UsageError) as caught:
+        engine.run(plan.model_copy(update={"audit": plan.audit.model_copy(update=named)}), command="semlens-audit run")
+    assert caught.value.slug == "no-qualification"
+    assert not (tmp_path / "store.duckdb").exists()
