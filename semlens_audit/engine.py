@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semlens_audit import __version__, checks, verdict
-from semlens_audit.confirmation import conclude, confirm
 from semlens_audit.certificate import read_qualification
+from semlens_audit.confirmation import conclude, confirm
 from semlens_audit.data import DataSet, open_data
 from semlens_audit.data_gallery import picture
 from semlens_audit.digest import digest
@@ -278,7 +278,9 @@ def _record(
         interventions=interventions,
         findings=tuple(found),
         verdict=verdict.decide(found, concepts, places, audit.subject.name, interventions=interventions),
-        limitations=tuple(limitations(plan, measured, text=foundation.text, interventions=interventions, qualified=stands.statement)),
+        limitations=tuple(
+            limitations(plan, measured, text=foundation.text, interventions=interventions, qualified=stands.statement)
+        ),
         environment=environment(),
         command=command,
         sensitivity=compare(plan, measured, cached.scenarios, decide),
