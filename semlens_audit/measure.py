@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from semlens_audit import scores
 from semlens_audit.assignment import COSINE, SHARE, AssignedLayer, assign_layer, draw_units, interval
+from semlens_audit.behaviour import class_margin
 from semlens_audit.checks import Quantity
 from semlens_audit.data_measure import measure_data
 from semlens_audit.digest import digest, digest_array, digest_file
@@ -270,6 +271,7 @@ def _measure_class(
     shares, relevance, units = shares[carried], relevance[carried], evidence.units[rows[carried]]
     n, concepts, reason = len(shares), plan.spec.concepts, None
     independent = count_units(evidence.units[rows])
+    varies = float(class_margin(evidence.logits, evidence.audited[position]).std())
     if not layer.present.any():
         # What never varies has no reference samples: even where it carries relevance, nothing tells what it means.
         reason = f"every component of layer {layer.source.layer} is dead: none varies over the test data"
@@ -282,6 +284,12 @@ def _measure_class(
         reason = (
             f"relevance reaches layer {layer.source.layer} in only {count_units(units)} {several} of class {name},"
             f" {settings.minimum_samples} needed"
+        )
+    elif varies < settings.minimum_spread:
+        # Shares add up to 1 even where there is nothing to share: an untrained network rests its constant output on something.
+        reason = (
+            f"the margin of {name} hardly varies over the test data (standard deviation {varies:.2g} logits,"
+            f" {settings.minimum_spread:g} needed): there is no decision that could rest on anything"
         )
     elif not layer.eligible.any():
         reason = f"no live component of layer {layer.source.layer} has two reference samples that could say what it means"

@@ -301,6 +301,9 @@ class MeasurementSettings(_Asked):
     """Fewer samples of a class than this: not measured."""
     minimum_counterexamples: int = Field(default=10, ge=1)
     """Fewer samples than this in a cell of class x presence: neither the behavioural effect nor the subgroup gap is measured."""
+    minimum_spread: float = Field(default=0.1, ge=0)
+    """Least standard deviation of a class's margin over the test data, logits; below it, as in a network that was never trained,
+    there is no decision, and what its relevance rests on is not measured."""
     minimum_recognition: float = Field(default=0.8, ge=0.5, le=1)
     """Least area under the ROC curve with which the foundation model recognises a concept, where that can be told; below it,
     what rests on the concept is not measured."""

@@ -152,6 +152,7 @@ def audit(**changes: Any) -> dict[str, Any]:
             "crop_blur": 15,
             "null_sets": 100,
             "bootstrap": 100,
+            "minimum_spread": 0.0,
         },
         "seed": 3,
     } | changes

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from semlens_audit import checks
 from semlens_audit.effect_measure import effect_quantities, measure_effects
+from semlens_audit.errors import ExitCode
 from semlens_audit.evidence import Evidence
 from semlens_audit.measure import measure
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import Finding
 from semlens_audit.scores import unit
+from semlens_audit.spec import read_plan
 from tests.unit import synthetic
 
 SHORTCUT: dict[str | None, float] = {"border": 0.1, "ruler": 0.6, "hair": 0.0, None: 0.3}
-QUICK = {"bootstrap": 200, "null_sets": 150}
+QUICK: dict[str, Any] = {"bootstrap": 200, "null_sets": 150}
 SEEDS = 40
 
 
@@ -156,3 +160,40 @@ def test_concepts_swapped_between_roles_are_judged_by_their_new_role(share: floa
         "explained": "not_satisfied",
     }
     assert {name: rates[name].get(state, 0.0) for name, state in wrong.items()} == dict.fromkeys(wrong, 0.0)
+
+
+def test_a_margin_that_hardly_varies_rests_on_nothing() -> None:
+    """Shares add up to 1 whatever they are shares of: relevance of an output that is all but constant is no reliance."""
+    evidence = synthetic.evidence(SHORTCUT, samples=100)
+    quiet = dataclasses.replace(evidence, logits=evidence.logits * np.float32(0.01))
+    found = _found(_plan(), quiet)
+    assert {found[name].state for name in ("no-ruler", "spurious", "valid", "explained")} == {"not_measured"}
+    assert "hardly varies" in found["no-ruler"].explanation
+    assert _found(_plan(), evidence)["no-ruler"].state == "not_satisfied"
+
+
+def test_an_untrained_network_on_the_phantom_is_neither_passed_nor_accused(tmp_path: Path) -> None:
+    """Its components do answer to hair and red skin, and hold shares of a relevance that decides nothing."""
+    import semlens_audit._torchvision  # noqa: F401  isort: skip
+    import timm  # isort: skip
+    import torch
+    from safetensors.torch import save_file
+
+    from semlens_audit import engine
+
+    plan = read_plan(Path(__file__).parents[2] / "audits" / "phantom-clean.yaml")
+    audit = plan.audit
+    torch.manual_seed(0)
+    weights = timm.create_model(audit.subject.model.name, **audit.subject.model.arguments).state_dict()
+    save_file(weights, str(tmp_path / "untrained.safetensors"))
+    model = audit.subject.model.model_copy(update={"weights": str(tmp_path / "untrained.safetensors")})
+    changes = {
+        "subject": audit.subject.model_copy(update={"model": model}),
+        "data": audit.data.model_copy(update={"samples": 80}),
+        "measurement": audit.measurement.model_copy(update=QUICK | {"intervention": "none"}),
+        "store": str(tmp_path / "store.duckdb"),
+    }
+    record = engine.run(plan.model_copy(update={"audit": audit.model_copy(update=changes)}), command="test")
+    assert record.verdict.exit_code is ExitCode.INCOMPLETE
+    assert {finding.state for finding in record.findings if finding.line == "mechanistic"} == {"not_measured"}
+    assert all(finding.state != "not_satisfied" for finding in record.findings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tests.unit import synthetic
 
 CLEAN: dict[str | None, float] = {"border": 0.7, "ruler": 0.02, "hair": 0.02, None: 0.26}
 RANK = {"not_satisfied": 0, "inconclusive": 1, "satisfied": 2}
-QUICK = {"bootstrap": 150, "null_sets": 150}
+QUICK: dict[str, Any] = {"bootstrap": 150, "null_sets": 150}
 
 
 def _measured(plan: AuditPlan, evidence: Evidence) -> Measurements:
