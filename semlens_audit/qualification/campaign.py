@@ -56,7 +56,9 @@ class Parameters:
     samples
         Test samples of each audit.
     repeats
-        Further audits of each entrant, on other test data with other seeds.
+        Further audits on other test data with other seeds.
+    every
+        Every how many-th entrant of a world is audited again, and has components switched off where the settings ask for it.
     layers
         How many of the architecture's layers are audited.
     measurement
@@ -67,6 +69,7 @@ class Parameters:
     scenes: int = 400
     samples: int = 1000
     repeats: int = 1
+    every: int = 3
     layers: int = 1
     measurement: dict[str, Any] = field(default_factory=lambda: {"intervention": "mean"})
 
@@ -74,6 +77,10 @@ class Parameters:
     def settings(self) -> MeasurementSettings:
         """Settings of every audit, but for the attribution, which is the architecture's."""
         return MeasurementSettings.model_validate(self.measurement)
+
+    def thorough(self, entrant: Entrant) -> bool:
+        """Whether an entrant is audited again and has components switched off."""
+        return entrant.member.number % self.every == 0
 
 
 class Result(BaseModel):
@@ -100,9 +107,8 @@ def audit_plan(entrant: Entrant, weights: Path, parameters: Parameters, work: Pa
     """
     plan, architecture = entrant.world.plan(), ARCHITECTURES[entrant.member.architecture]
     settings = architecture.settings(parameters.settings)
-    if turn:  # a repeat compares findings, which no intervention changes
+    if turn or not parameters.thorough(entrant):  # findings, which no intervention changes, are what repeats compare
         settings = settings.model_copy(update={"intervention": "none"})
-    settings = settings.model_copy(update={"intervention": "none"} if turn else {})
     store = work.resolve() / "stores" / f"{entrant.name}-{turn}.duckdb"
     seed = _TURNS * entrant.member.number + turn
     audit = plan.audit.model_copy(
@@ -247,7 +253,7 @@ class Campaign:
         record = _audit(plan)
         first = _pairs(entrant, record, effects)
         repeats: list[Repeat] = []
-        for turn in range(1, self.parameters.repeats + 1):
+        for turn in range(1, (self.parameters.repeats if self.parameters.thorough(entrant) else 0) + 1):
             again = _audit(audit_plan(entrant, weights, self.parameters, self.work, turn=turn))
             repeats += _repeats(entrant, first, _pairs(entrant, again, effects))
         member = MemberRecord(
