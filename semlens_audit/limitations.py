@@ -16,7 +16,12 @@ _UNEVEN = 0.2
 
 
 def limitations(
-    plan: AuditPlan, measured: Measurements, *, text: bool, interventions: Sequence[InterventionRecord] = (), qualified: str = UNQUALIFIED
+    plan: AuditPlan,
+    measured: Measurements,
+    *,
+    text: bool,
+    interventions: Sequence[InterventionRecord] = (),
+    qualified: str = UNQUALIFIED,
 ) -> Iterator[str]:
     """Sentences for the report, most consequential first.
 
@@ -93,18 +98,21 @@ def _multiplicity(plan: AuditPlan) -> Iterator[str]:
     """What several checks at once mean for the claims, under the spec's setting."""
     if len(plan.spec.checks) < 2:
         return
-    yield "Each interval holds for its own check: among several, the chance that at least one misses is larger than for one. " + {
-        "holm": (
-            "Claims that a criterion is violated are adjusted for all measured findings (Holm's method), so that this chance does "
-            "not grow with their number. That all criteria are met needs no adjustment: each of them has to be shown."
-        ),
-        "bh": (
-            "Claims that a criterion is violated are adjusted for all measured findings (Benjamini and Hochberg's method): among "
-            "such claims, the share of false ones to be expected is bounded, not the chance of a single one. That all criteria "
-            "are met needs no adjustment: each of them has to be shown."
-        ),
-        "none": f"The spec asks for no correction for multiplicity over its {len(plan.spec.checks)} checks.",
-    }[plan.spec.multiplicity]
+    yield (
+        "Each interval holds for its own check: among several, the chance that at least one misses is larger than for one. "
+        + {
+            "holm": (
+                "Claims that a criterion is violated are adjusted for all measured findings (Holm's method), so that this chance does "
+                "not grow with their number. That all criteria are met needs no adjustment: each of them has to be shown."
+            ),
+            "bh": (
+                "Claims that a criterion is violated are adjusted for all measured findings (Benjamini and Hochberg's method): among "
+                "such claims, the share of false ones to be expected is bounded, not the chance of a single one. That all criteria "
+                "are met needs no adjustment: each of them has to be shown."
+            ),
+            "none": f"The spec asks for no correction for multiplicity over its {len(plan.spec.checks)} checks.",
+        }[plan.spec.multiplicity]
+    )
 
 
 def _behaviour(plan: AuditPlan, measured: Measurements) -> Iterator[str]:

@@ -251,5 +251,7 @@ def test_groups_divide_the_pairs() -> None:
 
 def test_the_same_pairs_give_the_same_rates() -> None:
     rng = np.random.default_rng(1)
-    pairs = [pair(float(t), share=float(abs(t) / 9), effect=float(t), member=f"m{i // 3}") for i, t in enumerate(rng.normal(size=30))]
+    pairs = [
+        pair(float(t), share=float(abs(t) / 9), effect=float(t), member=f"m{i // 3}") for i, t in enumerate(rng.normal(size=30))
+    ]
     assert rates.rates(pairs) == rates.rates(list(pairs))
