@@ -33,6 +33,7 @@ CONCEPTS = (*ATTRIBUTES, *SURROUNDINGS)
 _PLACES = 3_000_000
 _LEAST = 32.0
 _NARROWEST = 0.45
+_SNOWED = 2
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ def boxed(scene: Scene, name: str, rng: np.random.Generator) -> Box | None:
 
 
 def surroundings_box(scene: Scene, name: str, rng: np.random.Generator) -> Box | None:
-    """A box that shows pole, sky or road with little of the plate and no artefact but snow, or ``None`` where none is found."""
+    """A box that shows pole, sky or road with little of the plate and no artefact, or ``None`` where none is found."""
     size = scene.image.shape[0]
     mask = scene.things[name]
     rows, columns = np.nonzero(mask)
-    apart = [FACTS.index(other) for other in ARTEFACTS if other != "snow"]
+    apart = [FACTS.index(other) for other in ARTEFACTS]
     for _ in range(40 if rows.size else 0):
         side = int(rng.integers(round(_LEAST), round(0.45 * size)))
         pick = int(rng.integers(rows.size))
@@ -140,13 +141,16 @@ def marked(per_concept: int = PER_CONCEPT, seed: int = SEED) -> tuple[Marked, ..
         names = [name for name, draw in zip(ATTRIBUTES, chances, strict=True) if draw < 0.45]
         scene = render(place, Attributes.of(*names))
         boxes = {name: box for name in names if (box := boxed(scene, name, rng)) is not None and wanted[name]}
+        if "snow" in names:  # which is all over the picture: few examples of anything else may show it
+            rarest = sorted((name for name in boxes if name != "snow"), key=lambda name: -wanted[name])[:_SNOWED]
+            boxes = {name: box for name, box in boxes.items() if name in rarest or name == "snow"} if "snow" in boxes else {}
         # Scenes are dear: only those that serve several attributes, unless few are wanted any more.
-        if len(boxes) >= min(3, sum(wanted[name] > 0 for name in ATTRIBUTES)):
+        if len(boxes) >= min(3, sum(wanted[name] > 0 for name in ATTRIBUTES)) and (boxes or "snow" not in names):
             around = place.stream("surroundings examples")
             boxes |= {
                 name: box
                 for name in SURROUNDINGS
-                if wanted[name] and (box := surroundings_box(scene, name, around)) is not None
+                if wanted[name] and "snow" not in names and (box := surroundings_box(scene, name, around)) is not None
             }
             if boxes:
                 found.append(Marked(number, scene, boxes))
@@ -180,7 +184,7 @@ def write_examples(folder: Path, per_concept: int = PER_CONCEPT, seed: int = SEE
     scenes = marked(per_concept, seed)
     for entry in scenes:
         buffer = io.BytesIO()
-        PILImage.fromarray(entry.scene.image).save(buffer, "JPEG", quality=88, optimize=True)
+        PILImage.fromarray(entry.scene.image).save(buffer, "JPEG", quality=85, optimize=True)
         partial = folder / f".{entry.file}.part"
         partial.write_bytes(buffer.getvalue())
         os.replace(partial, folder / entry.file)
