@@ -117,10 +117,9 @@ def concept_contrast(drawn: Drawn, concept: int, *, minimum_cell: int, minimum_s
             f"within no class is the concept both present and absent in at least {minimum_cell} of the samples"
             f" (largest smaller group: {max(cells)})",
         )
-    held_apart = [one for index, one in enumerate(drawn.presences) if index != concept and one.known[rows].all()]
-    # Where presence is graded only, its score is held: given the label, leaving it out would lend its effect to the others.
-    scores = [(one.probability if one.told else one.score)[rows] for one in held_apart]
-    others = [score for score in scores if np.isfinite(score).all() and np.ptp(score) > 0]
+    # As in the behavioural line: a score without two groups stands for everything in the picture and is no covariate.
+    held_apart = [one for index, one in enumerate(drawn.presences) if index != concept and one.told and one.known[rows].all()]
+    others = [one.probability[rows] for one in held_apart if np.ptp(one.probability[rows]) > 0]
     columns = np.stack([own.probability[rows], *others], axis=1)
     columns = columns - columns.mean(axis=0)
     intercepts = (labels[:, None] == np.unique(labels)).astype(np.float64)
