@@ -123,8 +123,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="directory to write weights and model card to")
-    parser.add_argument("--scenes", type=int, default=12_000, help="rendered scenes, four crops each")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--scenes", type=int, default=10_000, help="rendered scenes, four crops each")
+    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
