@@ -219,7 +219,7 @@ def assign_layer(
             source, present, eligible, blank, blank, np.zeros(shape), weight_draws, clarity, clarity_draws, None
         )
     centre = source.null_embeddings.astype(np.float64).mean(axis=0)
-    probes = build_probes(plan, evidence, centre, centre)
+    probes = build_probes(plan, evidence, centre, np.zeros_like(centre))
     usual_size, sizes, usual, null = _calibrations(plan, source, counts, eligible, probes)
     aligned = scores.alignment(scores.concept_embedding(embeddings, present).astype(np.float64), probes)
     z = concept_z(aligned, null, probes)

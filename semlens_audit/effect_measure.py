@@ -58,23 +58,49 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
         sources = [seen]
         if told:
             sources.insert(0, [told.get(index, seen[index]) for index in range(len(concepts))])
+        neutral = np.array([concept.role_for(name) == "neutral" for concept in concepts])
         for number, presences in enumerate(sources):
-            results = behaviour.effects(
-                margin,
-                evidence.labels,
-                presences,
-                bootstrap=settings.bootstrap,
-                minimum_cell=settings.minimum_counterexamples,
-                minimum_samples=settings.minimum_samples,
-                rng=generator(plan, "effects", name, str(number)),
-                units=evidence.units,
-                confidence=settings.confidence,
-            )
+            results = _effects(plan, evidence, margin, presences, neutral, generator(plan, "effects", name, str(number)))
             for concept, presence, result in zip(concepts, presences, results, strict=True):
                 if told and number == 0 and presence.source != "attributes":
                     continue
                 records.append(_effect_record(plan, evidence, name, concept.id, presence, result))
     return records, aurocs
+
+
+def _effects(
+    plan: AuditPlan,
+    evidence: Evidence,
+    margin: np.ndarray,
+    presences: Sequence[Presence],
+    neutral: np.ndarray,
+    rng: np.random.Generator,
+) -> list[behaviour.Effect]:
+    """Effects of all concepts, those of valid and spurious ones with only each other as covariates.
+
+    A neutral concept, such as the skin or the sky around, is in every picture: how plainly it shows depends on the others, and
+    as their covariate it would take a part of their effect.
+    """
+    settings = plan.audit.measurement
+
+    def regressed(rows: Sequence[int]) -> list[behaviour.Effect]:
+        return behaviour.effects(
+            margin,
+            evidence.labels,
+            [presences[row] for row in rows],
+            bootstrap=settings.bootstrap,
+            minimum_cell=settings.minimum_counterexamples,
+            minimum_samples=settings.minimum_samples,
+            rng=rng,
+            units=evidence.units,
+            confidence=settings.confidence,
+        )
+
+    telling = np.flatnonzero(~neutral).tolist()
+    found = dict(zip(telling, regressed(telling), strict=True)) if telling else {}
+    for row in np.flatnonzero(neutral).tolist():
+        found[row] = regressed([*telling, row])[-1]
+    return [found[row] for row in range(len(presences))]
 
 
 def _effect_record(

@@ -207,6 +207,7 @@ class Campaign:
                 "sources": entrant.world.sources(),
                 "spec": plan.spec_digest,
                 "foundation": foundation_digest(plan),
+                "blind": entrant.world.blind,
                 "code": code_digests(),
                 "truth": SEED,
                 "parameters": asdict(self.parameters),
@@ -250,11 +251,11 @@ class Campaign:
         """Truth and audit of one entrant."""
         plan = audit_plan(entrant, weights, self.parameters, self.work)
         effects, accuracy = self._true_effects(entrant, plan)
-        record = _audit(plan)
+        record = _audit(plan, entrant.world.blind)
         first = _pairs(entrant, record, effects)
         repeats: list[Repeat] = []
         for turn in range(1, (self.parameters.repeats if self.parameters.thorough(entrant) else 0) + 1):
-            again = _audit(audit_plan(entrant, weights, self.parameters, self.work, turn=turn))
+            again = _audit(audit_plan(entrant, weights, self.parameters, self.work, turn=turn), entrant.world.blind)
             repeats += _repeats(entrant, first, _pairs(entrant, again, effects))
         member = MemberRecord(
             name=entrant.name,
@@ -306,9 +307,10 @@ class Campaign:
         )
 
 
-def _audit(plan: AuditPlan) -> AuditRecord:
-    """Audit blindly: what the renderer knows of each sample is withheld, and the foundation model has to see it."""
-    data = replace(open_data(plan), attributes=None)
+def _audit(plan: AuditPlan, blind: bool) -> AuditRecord:
+    """Audit; blindly, what the renderer knows of each sample is withheld, and the foundation model has to see it."""
+    data = open_data(plan)
+    data = replace(data, attributes=None) if blind else data
     record = engine.run(plan, allow_code=True, command="semlens-audit qualify", data=data, comparisons=False)
     # Test data of its own make a store of no further use once the result is kept.
     Path(plan.audit.store).unlink(missing_ok=True)

@@ -75,6 +75,8 @@ class World:
         Whether a mirrored or transposed picture shows the same class.
     singles, doubles
         How large its part of the population is, see `semlens_audit.qualification.population.population`.
+    blind
+        Whether audits have to see by the foundation model which sample holds which concept; else attribute columns say so.
     """
 
     name: str
@@ -84,6 +86,7 @@ class World:
     flips: bool
     singles: int | None = None
     doubles: int = 2
+    blind: bool = True
 
     @property
     def present(self) -> bool:
@@ -125,13 +128,20 @@ class World:
 WORLDS: dict[str, World] = {
     "dermoscopy": World(
         "dermoscopy",
-        "rendered dermoscopic images, text-defined concepts",
+        "rendered dermoscopic images; concepts defined by text, presence as the foundation model sees it",
         "semlens_audit.phantom.world",
         "phantom-clean.yaml",
         True,
     ),
     "signs": World(
-        "signs", "rendered road signs, concepts defined by examples", "semlens_audit.signs.world", "signs.yaml", False, 3, 1
+        "signs",
+        "rendered road signs; concepts defined by example crops, presence from attribute columns",
+        "semlens_audit.signs.world",
+        "signs.yaml",
+        False,
+        3,
+        1,
+        False,
     ),
 }
 
