@@ -362,18 +362,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".semlens/qualification"), help="folder of the trained models")
     parser.add_argument("--keep", type=Path, default=Path(".semlens/candidates"), help="folder of what is computed")
     parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--some", type=int, default=3, help="every how many-th model for the dearer variants")
+    parser.add_argument("--some", type=int, default=6, help="every how many-th model for the dearer variants")
     options = parser.parse_args()
     comparison = Comparison(options.work, options.keep, options.samples)
     everyone = comparison.entrants
     some = [entrant for entrant in everyone if entrant.member.number % options.some == 0]
     print(f"\n### Artefacts independent of the class, {len(everyone)} models\n\n{HEADER}", flush=True)
-    main_variants = [("rel-lrp", 0, "template"), ("rel-axg", 0, "template"), ("rel-lrp", 0, "cosine")]
+    main_variants = [("rel-lrp", 0, "template"), ("rel-axg", 0, "template")]
     for text in comparison.rows("independent", main_variants, everyone):
         print(text, flush=True)
     print(f"\n### Other selections, attributions and layers, {len(some)} models\n\n{HEADER}", flush=True)
-    dear = [(v, 0, "template") for v in ("rel-lrp", "max-lrp", "mean-lrp", "rel-axg", "rel-ig")]
-    dear += [("rel-lrp", 1, "template"), ("rel-axg", 1, "template")]
+    dear = [("rel-lrp", 0, "template"), ("rel-lrp", 0, "cosine"), ("rel-lrp", 1, "template")]
+    dear += [(variant, 0, "template") for variant in ("max-lrp", "mean-lrp", "rel-axg", "rel-ig")]
     for text in comparison.rows("independent", dear, some):
         print(text, flush=True)
     for kind in ("correlated", "one class only"):
