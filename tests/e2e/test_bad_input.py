@@ -55,7 +55,7 @@ def own_network(folder: Path, fault: str = "") -> SmallAudit:
     audit.audit["subject"]["preprocessing"]["size"] = 32
     audit.audit["layers"] = ["relu"]
     audit.audit["data"] = {"source": "folder", "path": "images"}
-    audit.audit["measurement"]["reference_samples"] = 3
+    audit.audit["measurement"] |= {"reference_samples": 3, "minimum_spread": 0.0}
     return audit.ask({"id": "c", "kind": "concept_not_used", "concepts": ["ruler"], "criterion": {"at_most": 0.999}})
 
 
