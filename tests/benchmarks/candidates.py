@@ -232,11 +232,12 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(spearmanr(first, second).statistic)
 
 
-def line(name: str, row: Row) -> str:
-    """One line of the table."""
+def line(name: str, row: Row, parts: bool) -> str:
+    """One line of a table; with `parts` thresholds come from the development part and all rates from the held-back one, without
+    areas and correlations are those of all pairs."""
     score = np.nan_to_num(row.score, nan=0.0)
-    free, relying, kept = row.true < FREE, row.true >= RELIES, row.held_back
-    own = score[free & ~kept]
+    free, relying, kept = row.true < FREE, row.true >= RELIES, row.held_back | (not parts)
+    own = score[free & ~row.held_back]
     threshold = float(np.quantile(own, 1 - ALLOWED, method="higher")) if own.size else np.inf
     flags = np.nan_to_num(row.halves, nan=0.0) > threshold
     area, apart = auroc(score[kept], relying[kept]), auroc(score[kept & (free | relying)], relying[kept & (free | relying)])
@@ -245,13 +246,21 @@ def line(name: str, row: Row) -> str:
         f"{area:.3f}" if area is not None else "-",
         f"{apart:.3f}" if apart is not None else "-",
         f"{rank:.2f}",
-        f"{threshold:.3f}",
-        f"{100 * (score > threshold)[relying & kept].mean():.0f} %",
-        f"{100 * (score > threshold)[free & kept].mean():.1f} %",
-        f"{100 * (flags[0] != flags[1])[kept].mean():.1f} %",
+        *(_rates(score, flags, relying & kept, free & kept, kept, threshold) if parts else ["–"] * 4),
         str(int(kept.sum())),
     ]
     return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _rates(
+    score: np.ndarray, flags: np.ndarray, relying: np.ndarray, free: np.ndarray, kept: np.ndarray, threshold: float
+) -> list[str]:
+    return [
+        f"{threshold:.3f}",
+        f"{100 * (score > threshold)[relying].mean():.0f} %",
+        f"{100 * (score > threshold)[free].mean():.1f} %",
+        f"{100 * (flags[0] != flags[1])[kept].mean():.1f} %",
+    ]
 
 
 HEADER = (
@@ -304,7 +313,9 @@ class Comparison:
         )
         return found, np.array([a in chosen for a in world.ARTEFACTS])
 
-    def rows(self, kind: str, variants: Iterable[tuple[str, int, str]], entrants: Iterable[Entrant]) -> Iterator[str]:
+    def rows(
+        self, kind: str, variants: Iterable[tuple[str, int, str]], entrants: Iterable[Entrant], parts: bool = False
+    ) -> Iterator[str]:
         """Lines for one kind of test data; variants are selection-attribution, position of the layer, and probe."""
         pairs: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]]] = {}
         covered: dict[str, list[np.ndarray]] = {}
@@ -342,15 +353,15 @@ class Comparison:
                         pairs.setdefault(f"both lines: the larger of effect and share / 0.3 [{label}]", []).append(
                             (either[0][about], either[1][:, about], true[about], nonzero[about], kept)
                         )
-        for name, parts in pairs.items():
+        for name, found_in in pairs.items():
             row = Row(
-                np.concatenate([p[0] for p in parts]),
-                np.concatenate([p[1] for p in parts], axis=1),
-                np.concatenate([p[2] for p in parts]),
-                np.concatenate([p[3] for p in parts]),
-                np.concatenate([np.full(len(p[0]), p[4]) for p in parts]),
+                np.concatenate([p[0] for p in found_in]),
+                np.concatenate([p[1] for p in found_in], axis=1),
+                np.concatenate([p[2] for p in found_in]),
+                np.concatenate([p[3] for p in found_in]),
+                np.concatenate([np.full(len(p[0]), p[4]) for p in found_in]),
             )
-            yield line(name, row)
+            yield line(name, row, parts)
         for name, inside in covered.items():
             hits = np.concatenate(inside)
             yield f"<!-- {kind}, {name}: interval held the true effect in {hits.mean():.1%} of {len(hits)} measured pairs -->"
@@ -369,7 +380,7 @@ def main() -> None:
     some = [entrant for entrant in everyone if entrant.member.number % options.some == 0]
     print(f"\n### Artefacts independent of the class, {len(everyone)} models\n\n{HEADER}", flush=True)
     main_variants = [("rel-lrp", 0, "template"), ("rel-axg", 0, "template")]
-    for text in comparison.rows("independent", main_variants, everyone):
+    for text in comparison.rows("independent", main_variants, everyone, parts=True):
         print(text, flush=True)
     print(f"\n### Other selections, attributions and layers, {len(some)} models\n\n{HEADER}", flush=True)
     dear = [("rel-lrp", 0, "template"), ("rel-lrp", 0, "cosine"), ("rel-lrp", 1, "template")]
