@@ -364,7 +364,12 @@ class Comparison:
             yield line(name, row, parts)
         for name, inside in covered.items():
             hits = np.concatenate(inside)
-            yield f"<!-- {kind}, {name}: interval held the true effect in {hits.mean():.1%} of {len(hits)} measured pairs -->"
+            held = (
+                f"held the true effect in {hits.mean():.1%} of {len(hits)} measured pairs"
+                if len(hits)
+                else "not measured in any pair"
+            )
+            yield f"<!-- {kind}, {name}: interval {held} -->"
 
 
 def main() -> None:
