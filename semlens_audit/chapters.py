@@ -249,12 +249,13 @@ _GLOSSARY = {
     "Not measured": "The quantity could not be determined; the reason is stated. This is not a pass.",
     "Reference samples": "The images of the test data that drive a component most, cropped to what drives it.",
     "Relevance": "The part of a decision that flows through a component.",
-    "Reliance": "The share of a class's relevance in a layer that flows through components assigned to a concept.",
+    "Reliance": "The share of a class's relevance in a layer that flows through components that mean a concept; one that means several "
+    "counts in parts.",
     "Smallest effect of interest": "Changes of the margin below it count as none when components are switched off.",
     "Spurious concept": "Something in the picture that a decision must not rest on.",
     "Switching off (ablation)": "Replacing a component's output by its mean over the test data, or by its output on another "
     "image, while an image passes through the network.",
-    "Unexplained relevance": "The share that flows through components assigned to no declared concept.",
+    "Unexplained relevance": "The share that flows through components that mean no declared concept.",
     "Valid concept": "Something in the picture that a decision may rest on.",
     "z": "By how many standard deviations an alignment exceeds that of random reference sets.",
 }

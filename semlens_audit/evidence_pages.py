@@ -13,6 +13,8 @@ __all__ = ["Gallery", "role_of"]
 _REFERENCES = 6
 _UNEXPLAINED = 3
 _MEANING = 6
+_PART = 0.05
+"""Least part of a component's meaning that is worth naming."""
 _SLIGHT = 0.002
 """Components of a smaller share are not worth a picture where no result rests on them."""
 _LEANING = 0.2
@@ -87,7 +89,13 @@ class Gallery:
         return EvidenceGroup(title, tuple(views), tuple(pointers))
 
     def _concept(self, component: ComponentRecord) -> str:
-        return self.labels[component.assigned] if component.assigned else NO_CONCEPT
+        """What a component means, with its parts where it is divided among several concepts."""
+        if component.assigned is None:
+            return NO_CONCEPT
+        parts = sorted(component.meaning.items(), key=lambda part: -part[1])
+        if len(parts) < 2 or parts[1][1] < _PART:
+            return self.labels[component.assigned]
+        return ", ".join(f"{self.labels[name]} {100 * part:.0f}\u00a0%" for name, part in parts if part >= _PART)
 
     @staticmethod
     def _share(component: ComponentRecord) -> str:

@@ -122,7 +122,7 @@ def _coverage(record: AuditRecord, palette: Palette, gallery: Gallery, place: Cl
     caption = (
         f"Each disc is a component of {place.layer}. Its area is its share of the relevance for {place.class_name}, "
         "its colour the role of the "
-        f"concept it is assigned to. Dashed: least significant z, {record.settings.significance:g}."
+        f"concept it means most. Dashed: least significant z, {record.settings.significance:g}."
     )
     if len(plotted) < len(place.components):
         caption += f" The {len(plotted):,} most relevant of {len(place.components):,} components are drawn."
