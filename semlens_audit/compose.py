@@ -320,7 +320,7 @@ def _summary(record: AuditRecord, checks: _Checks) -> Summary:
     room -= _HEADLINE * _lines(verdict.headline, 85) + sum(_FACT + _LINE * _lines(fact.text, 105) for fact in facts)
     rows, caption, more = _summary_checks(checks, room)
     return Summary(
-        verdict=VerdictBox(badge(verdict.state), verdict.headline, counts, str(int(verdict.exit_code))),
+        verdict=VerdictBox(badge(verdict.state), verdict.headline, counts, str(int(record.exit_code))),
         facts=tuple(facts),
         checks=rows,
         caption=caption,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -39,6 +39,7 @@ from semlens_audit.records import (
     AuditRecord,
     ConceptRecord,
     DataRecord,
+    DocumentRecord,
     Environment,
     Finding,
     FoundationRecord,
@@ -287,6 +288,20 @@ def _record(
         qualification=stands,
         stages=stages,
         images=images,
+        documents=_documents(plan),
+    )
+
+
+def _documents(plan: AuditPlan) -> tuple[DocumentRecord, ...]:
+    """Spec and audit file as they were read; none for a plan that was made otherwise."""
+    files: tuple[tuple[Literal["spec", "audit"], str, str, str], ...] = (
+        ("spec", plan.spec_file, plan.spec_digest, plan.spec_text),
+        ("audit", plan.audit_file, plan.audit_digest, plan.audit_text),
+    )
+    return tuple(
+        DocumentRecord(kind=kind, name=Path(file).name, media_type="application/yaml", sha256=sha256, text=text)
+        for kind, file, sha256, text in files
+        if text
     )
 
 

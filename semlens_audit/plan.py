@@ -364,5 +364,9 @@ class AuditPlan(_Asked):
     """SHA-256 of the spec file's bytes."""
     audit_digest: str
     """SHA-256 of the audit file's bytes."""
+    spec_text: str = ""
+    """Content of the spec file."""
+    audit_text: str = ""
+    """Content of the audit file."""
     check_lines: dict[str, int] = Field(default_factory=dict)
     """check id -> 1-based line of the spec file."""

@@ -5,12 +5,30 @@ No value is NaN or infinite; what could not be measured carries a reason instead
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from semlens_audit.errors import ExitCode
+from semlens_audit.frozen import Frozen
+from semlens_audit.intervention_records import (
+    AblationRecord,
+    ConfirmationRecord,
+    ConfirmationState,
+    ControlRecord,
+    InterventionRecord,
+)
+from semlens_audit.measured import Interval, Measurement, Share, State
 from semlens_audit.plan import CheckKind, Criterion, MeasurementSettings, Responsible, Role, Severity
+from semlens_audit.release_records import (
+    CatalogueRecord,
+    ChangeRecord,
+    DocumentRecord,
+    GateRecord,
+    InfluenceRecord,
+    LockRecord,
+    WaiverRecord,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -51,65 +69,10 @@ __all__ = [
     "Verdict",
 ]
 
-SCHEMA_VERSION = "1.0"
-
-State = Literal["satisfied", "not_satisfied", "inconclusive", "not_measured"]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+SCHEMA_VERSION = "1.1"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Interval(_Record):
-    """A two-sided confidence interval."""
-
-    low: float
-    high: float
-    level: float = Field(gt=0, lt=1)
-    """Nominal coverage, e.g. 0.95."""
-    method: str
-    """How it was obtained, e.g. ``bootstrap over samples and reference samples, 1000 draws``."""
-    nested: tuple[tuple[float, float, float], ...] = ()
-    """Level, low and high of the intervals at other levels, widest first; p-values follow from them. Only where a check asks."""
-
-    @model_serializer(mode="wrap")
-    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = handler(self)
-        return written if self.nested else {name: value for name, value in written.items() if name != "nested"}
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Interval:
-        if self.low > self.high:
-            raise ValueError(f"interval upside down: {self.low} > {self.high}")
-        return self
-
-
-class Measurement(_Record):
-    """One number with unit, interval and sample size, or the reason why there is none."""
-
-    quantity: str
-    """Name of the quantity: ``reliance``, ``behavioural effect``, ``clarity``."""
-    unit: Literal["share", "logits", "cosine", "difference"]
-    """share: of the class's relevance in the layer, 0 to 1. logits: change of the class margin. cosine: -1 to 1. difference:
-    between two shares of samples, -1 to 1."""
-    value: float | None = None
-    interval: Interval | None = None
-    n: int = Field(ge=0)
-    """Samples it rests on."""
-    not_measured: str | None = None
-    """Reason in one sentence, where `value` is none."""
-
-    @model_validator(mode="after")
-    def _measured_or_reason(self) -> Measurement:
-        if (self.value is None) == (self.not_measured is None):
-            raise ValueError("a measurement has either a value or a reason for its absence")
-        if self.value is not None and self.interval is None:
-            raise ValueError("a measured value needs an interval")
-        return self
-
-
-class Finding(_Record):
+class Finding(Frozen):
     """One check held against one measurement."""
 
     check: str
@@ -143,12 +106,18 @@ class Finding(_Record):
     confirmation: ConfirmationRecord | None = None
     """What switching components off says of it; none where it names no concept or nothing was switched off."""
 
+    @property
+    def id(self) -> str:
+        """What names it within its record: the check, and its layer or concept where the check has several results."""
+        return f"{self.check}/{self.layer or ','.join(self.concepts) or self.class_name}"
 
-class Verdict(_Record):
-    """Over all findings; the only source of the exit code."""
+
+class Verdict(Frozen):
+    """Over all findings, whatever is waived; `GateRecord` decides on the release."""
 
     state: State
     exit_code: ExitCode
+    """What the findings alone ask for."""
     headline: str
     """One sentence: what was found, naming classes and concepts."""
     satisfied: int = 0
@@ -159,7 +128,7 @@ class Verdict(_Record):
     """Per concept that either line of evidence speaks against: whether the two lines agree, and if not, why."""
 
 
-class Identity(_Record):
+class Identity(Frozen):
     """Name and content digest of something the audit rests on."""
 
     name: str
@@ -167,7 +136,7 @@ class Identity(_Record):
     detail: dict[str, Any] = Field(default_factory=dict)
 
 
-class SubjectRecord(_Record):
+class SubjectRecord(Frozen):
     """The audited model."""
 
     name: str
@@ -184,7 +153,7 @@ class SubjectRecord(_Record):
     """Share of test samples whose predicted class is their label."""
 
 
-class DataRecord(_Record):
+class DataRecord(Frozen):
     """The test data."""
 
     source: str
@@ -204,7 +173,7 @@ class DataRecord(_Record):
     """Of the pairs: sorted (concept, content digests of both images)."""
 
 
-class FoundationRecord(_Record):
+class FoundationRecord(Frozen):
     """The foundation model."""
 
     name: str
@@ -217,7 +186,7 @@ class FoundationRecord(_Record):
     """What it can and cannot tell."""
 
 
-class ConceptRecord(_Record):
+class ConceptRecord(Frozen):
     """A concept as the record's pages name it."""
 
     id: str
@@ -236,7 +205,7 @@ class ConceptRecord(_Record):
     they are: area under the ROC curve, 0 to 1."""
 
 
-class ReferenceImage(_Record):
+class ReferenceImage(Frozen):
     """One reference sample of a component."""
 
     sample: str
@@ -252,7 +221,7 @@ class ReferenceImage(_Record):
     """Key into `AuditRecord.images`: the whole input with heatmap and box (JPEG)."""
 
 
-class ComponentRecord(_Record):
+class ComponentRecord(Frozen):
     """A component of a layer, seen from one class."""
 
     component: int
@@ -278,7 +247,7 @@ class ComponentRecord(_Record):
     """Evidence; only for the components that pages show."""
 
 
-class ReferenceRecord(_Record):
+class ReferenceRecord(Frozen):
     """Calibration of one concept in one layer: alignment of random reference sets."""
 
     concept: str
@@ -286,7 +255,7 @@ class ReferenceRecord(_Record):
     null_deviation: float = Field(ge=0)
 
 
-class LayerRecord(_Record):
+class LayerRecord(Frozen):
     """One audited layer."""
 
     layer: str
@@ -300,7 +269,7 @@ class LayerRecord(_Record):
     calibration: tuple[ReferenceRecord, ...] = ()
 
 
-class ClassLayer(_Record):
+class ClassLayer(Frozen):
     """How one class's relevance in one layer divides over concepts."""
 
     class_name: str
@@ -316,7 +285,7 @@ class ClassLayer(_Record):
     """All components, most relevant first."""
 
 
-class PresenceRecord(_Record):
+class PresenceRecord(Frozen):
     """How often a concept is present, by class: the cells that a behavioural effect rests on."""
 
     source: Literal["foundation model", "attributes"]
@@ -328,7 +297,7 @@ class PresenceRecord(_Record):
     attribute column."""
 
 
-class EffectRecord(_Record):
+class EffectRecord(Frozen):
     """The behavioural line of evidence for one class and concept."""
 
     class_name: str
@@ -337,7 +306,7 @@ class EffectRecord(_Record):
     presence: PresenceRecord
 
 
-class RateRecord(_Record):
+class RateRecord(Frozen):
     """One operating characteristic of the instrument, with its interval or the reason why there is none."""
 
     name: str
@@ -370,7 +339,7 @@ UNQUALIFIED = (
 """What an audit says that stands on no qualification."""
 
 
-class StandingRecord(_Record):
+class StandingRecord(Frozen):
     """The qualification that an audit stands on, or why it stands on none."""
 
     qualification: Identity | None = None
@@ -383,7 +352,7 @@ class StandingRecord(_Record):
     """In one or two sentences, for a reader."""
 
 
-class Proportion(_Record):
+class Proportion(Frozen):
     """How many of a group of samples have something in common."""
 
     hits: int = Field(ge=0)
@@ -392,7 +361,7 @@ class Proportion(_Record):
     """Of the share; none where the group is empty."""
 
 
-class SubgroupRecord(_Record):
+class SubgroupRecord(Frozen):
     """One concept against one audited class in the test data: where the concept occurs, and how the model fares with it."""
 
     class_name: str
@@ -412,7 +381,7 @@ class SubgroupRecord(_Record):
     false_without: Proportion
 
 
-class DataPicture(_Record):
+class DataPicture(Frozen):
     """A test image that holds a concept."""
 
     sample: str
@@ -426,7 +395,7 @@ class DataPicture(_Record):
     """Key into `AuditRecord.images`: what the network sees (JPEG); none where no picture was made."""
 
 
-class DataPresence(_Record):
+class DataPresence(Frozen):
     """Where one concept occurs in the test data."""
 
     concept: str
@@ -444,7 +413,7 @@ class DataPresence(_Record):
     pictures: tuple[DataPicture, ...] = ()
 
 
-class PairEffectRecord(_Record):
+class PairEffectRecord(Frozen):
     """Counterfactual pairs of one concept: how the margin of one class changes from the image without to the image with it."""
 
     class_name: str
@@ -458,7 +427,7 @@ class PairEffectRecord(_Record):
     """Pairs whose decision turns from the class."""
 
 
-class SensitivityChange(_Record):
+class SensitivityChange(Frozen):
     """A finding whose state is another one under another setting."""
 
     check: str
@@ -471,7 +440,7 @@ class SensitivityChange(_Record):
     after: State
 
 
-class SensitivityRecord(_Record):
+class SensitivityRecord(Frozen):
     """What would be found under one setting other than the declared one, everything else being equal."""
 
     knob: str
@@ -492,79 +461,7 @@ class SensitivityRecord(_Record):
         return self
 
 
-class ControlRecord(_Record):
-    """Random sets of components that an ablation is compared with."""
-
-    kind: Literal["matched", "complement", "none"]
-    """matched: random sets of components not assigned to the concept, as relevant as the concept's. complement: the concept's
-    components hold more relevance than all others together, so all others are the control and their effect is scaled up to equal
-    relevance. none: no other component carries relevance."""
-    sets: int = Field(default=0, ge=0)
-    """Different sets."""
-    share: float | None = None
-    """Mean share of the class's relevance that a set holds."""
-    error: float | None = None
-    """Mean size of the difference to the concept's share, as a part of it."""
-    size: float | None = None
-    """Mean number of components of a set."""
-
-
-class AblationRecord(_Record):
-    """What changes when the components of one concept are switched off, by one method, compared with the control sets."""
-
-    method: Literal["mean", "resampling"]
-    mediated: Measurement
-    """Effect of the concept on the class margin that flows through the components: on samples that hold it against those that do
-    not, margin of the whole network minus margin with the components switched off, in logits."""
-    margin: Measurement
-    """Mean change of the class margin over samples of all classes, in logits."""
-    accuracy: Measurement
-    """Change of accuracy."""
-    flips: Measurement
-    """Share of predictions that change, among samples that hold the concept."""
-    contrast: Measurement
-    """Size of the mediated effect minus the mean size of the control sets', in logits."""
-    control_mediated: tuple[float, ...] = ()
-    """Mediated effect of each control set, in logits."""
-    control_margin: tuple[float, ...] = ()
-    control_accuracy: tuple[float, ...] = ()
-    control_flips: tuple[float, ...] = ()
-
-
-ConfirmationState = Literal["confirmed", "not_confirmed", "not_used", "not_tested"]
-
-
-class InterventionRecord(_Record):
-    """One concept's components in one layer, switched off: whether decisions for one class rely on the concept through them."""
-
-    class_name: str
-    layer: str
-    concept: str
-    components: tuple[int, ...]
-    """Those assigned to the concept, in order."""
-    share: float
-    """Of the class's relevance in the layer that they hold."""
-    samples: int
-    """Test samples on which they were switched off."""
-    holding: int
-    """Of these, samples that hold the concept."""
-    source: Literal["foundation model", "attributes"] | None = None
-    """Who says which sample holds it."""
-    controls: ControlRecord = ControlRecord(kind="none")
-    ablations: tuple[AblationRecord, ...] = ()
-    state: ConfirmationState = "not_tested"
-    sentence: str = ""
-    """What was concluded and why, or why not."""
-
-
-class ConfirmationRecord(_Record):
-    """What switching components off says of a finding."""
-
-    state: ConfirmationState
-    sentence: str
-
-
-class ToolRecord(_Record):
+class ToolRecord(Frozen):
     """The tool that made the record."""
 
     name: str = "semlens-audit"
@@ -573,7 +470,7 @@ class ToolRecord(_Record):
     """Git commit of a source checkout, with ``+dirty`` where files differ."""
 
 
-class Environment(_Record):
+class Environment(Frozen):
     """Where the run took place."""
 
     python: str
@@ -582,7 +479,7 @@ class Environment(_Record):
     threads: int
 
 
-class AuditRecord(_Record):
+class AuditRecord(Frozen):
     """Everything a reader of a report sees."""
 
     schema_version: str = SCHEMA_VERSION
@@ -622,7 +519,27 @@ class AuditRecord(_Record):
     """stage -> key (content digest) of what was read from the store."""
     images: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of the file -> JPEG, base64."""
+    documents: tuple[DocumentRecord, ...] = ()
+    """Spec, audit, and lock and waivers where there are any, as they stood."""
+    catalogues: tuple[CatalogueRecord, ...] = ()
+    """Standards and regulations that the crosswalk lists."""
+    lock: LockRecord | None = None
+    """None: the audit was not locked before it ran."""
+    waivers: tuple[WaiverRecord, ...] = ()
+    gate: GateRecord | None = None
+    """None: nothing but the verdict was decided."""
+    change: ChangeRecord | None = None
+    """None: there is no baseline."""
+    influences: tuple[InfluenceRecord, ...] = ()
+    """What makes this record comparable with another on the same samples."""
+    sample_groups: str | None = None
+    """SHA-256 over which sample is in which group of `influences`; equal: the groups hold the same samples."""
 
     def concept(self, identifier: str) -> ConceptRecord:
         """The concept with that id."""
         return next(concept for concept in self.concepts if concept.id == identifier)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the process ends with: the gate's decision, or the verdict's where there is none."""
+        return self.gate.exit_code if self.gate is not None else self.verdict.exit_code

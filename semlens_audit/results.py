@@ -35,8 +35,8 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The verdict's; 4 where the verdict would let a release pass but a file that was asked for is missing."""
-        code = self.record.verdict.exit_code
+        """The gate's; 4 where the verdict would let a release pass but a file that was asked for is missing."""
+        code = self.record.exit_code
         return ExitCode.INCOMPLETE if self.problems and code == ExitCode.SATISFIED else code
 
 

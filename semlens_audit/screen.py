@@ -66,7 +66,7 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
         console.print(Text(f"Not measured: {', '.join(checks)}: {reason}."))
     verdict = record.verdict
     headline = Text(f"{GLYPHS[verdict.state]} {STATES[verdict.state]}", style=_STYLES[verdict.state])
-    headline.append(f" (exit code {int(verdict.exit_code)}). ", style="default not bold")
+    headline.append(f" (exit code {int(record.exit_code)}). ", style="default not bold")
     headline.append(verdict.headline, style="default not bold")
     console.print(headline)
     for sentence in _disputed(record):

@@ -60,9 +60,9 @@ def read_plan(audit_file: Path, *, check_files: bool = True) -> AuditPlan:
         audit_file=str(audit_file),
         spec_digest=spec_source.sha256,
         audit_digest=pair.audit_source.sha256,
-        check_lines={
-            check.id: spec_source.places.value(("checks", index))[0] for index, check in enumerate(spec.checks)
-        },
+        spec_text=spec_source.text,
+        audit_text=pair.audit_source.text,
+        check_lines={check.id: spec_source.places.value(("checks", index))[0] for index, check in enumerate(spec.checks)},
     )
 
 
@@ -169,9 +169,7 @@ class _Pair:
         pair.spec_source, pair.spec = _read_spec(pair.spec_file)
         check_pair(source, audit_file, pair.spec_source, check_files=check_files)
         if "missing-file" in (problem.slug for problem in pair.spec_source.problems if problem.line is None):
-            source.complain(
-                "missing-file", ("spec",), f"the spec is not there: {pair.spec_file}.", look(pair.spec_file)
-            )
+            source.complain("missing-file", ("spec",), f"the spec is not there: {pair.spec_file}.", look(pair.spec_file))
             pair.spec_source = None
         return pair
 

@@ -97,12 +97,15 @@ class Source:
         What is wrong with it as YAML.
     sha256
         Digest of the file's bytes; empty where the file could not be read.
+    text
+        The file's content as it stands, a byte order mark included; empty where it could not be read.
     """
 
     places: SourceMap
     data: Any = None
     problems: list[Problem] = field(default_factory=list)
     sha256: str = ""
+    text: str = ""
 
     def complain(self, slug: str, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> None:
         """Add a `Problem` standing at the value (or the key) at `path`."""
@@ -152,9 +155,7 @@ def load(path: Path) -> Source:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        return failed(
-            "missing-file", f"cannot be opened: {error.strerror or error}.", "Check the path and its permissions."
-        )
+        return failed("missing-file", f"cannot be opened: {error.strerror or error}.", "Check the path and its permissions.")
     except ValueError:
         return failed("missing-file", "cannot be opened: the path is not a valid file name.")
     if len(content) > MAX_BYTES:
@@ -165,13 +166,12 @@ def load(path: Path) -> Source:
         )
     source.sha256 = digest_bytes(content)
     try:
-        text = content.decode("utf-8-sig")
+        source.text = content.decode("utf-8")
+        text = source.text.removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
-        return failed(
-            "not-utf8", f"byte 0x{content[error.start]:02x} is not UTF-8.", "Save the file as UTF-8.", line, column
-        )
+        return failed("not-utf8", f"byte 0x{content[error.start]:02x} is not UTF-8.", "Save the file as UTF-8.", line, column)
     try:
         source.data = _Builder(source).build(text)
     except _Stop as stop:
@@ -183,9 +183,7 @@ def load(path: Path) -> Source:
         return failed(
             "yaml-syntax",
             f"the YAML cannot be read: {said}.",
-            "Indent with spaces, not tabs."
-            if tab
-            else "Check indentation, colons and quotes here and on the line before.",
+            "Indent with spaces, not tabs." if tab else "Check indentation, colons and quotes here and on the line before.",
             mark.line + 1 if mark else None,
             mark.column + 1 if mark else None,
         )
@@ -328,9 +326,7 @@ class _Builder:
     def _alias(self, event: AliasEvent) -> Any:
         self.aliases += 1
         if self.aliases > MAX_ALIASES:
-            self._stop(
-                event, "yaml-alias", f"has more than {MAX_ALIASES} aliases (`*name`).", "Write the values out."
-            )
+            self._stop(event, "yaml-alias", f"has more than {MAX_ALIASES} aliases (`*name`).", "Write the values out.")
         if event.anchor not in self.anchors:
             self._stop(
                 event,

@@ -89,7 +89,7 @@ def test_every_slug_of_the_rules_has_a_bad_file() -> None:
     elsewhere = {
         "file-too-large", "not-utf8", "empty-file", "unknown-layer", "no-text-tower", "unreadable-image", "invalid-value",
     }  # fmt: skip
-    assert slugs - tested - elsewhere - {"utf-8-sig"} == set()
+    assert slugs - tested - elsewhere - {"utf-8"} == set()
     assert elsewhere - slugs == set()
 
 

@@ -1,0 +1,5 @@
+"""Pre-registration: `lock`, `reproduce`."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

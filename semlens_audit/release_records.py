@@ -1,0 +1,199 @@
+"""What a release hangs on, beside the findings: documents, lock, waivers, the gate's decision, the change since a baseline, controls.
+
+Parts of `semlens_audit.records.AuditRecord`, and like it frozen and without NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from semlens_audit.errors import ExitCode
+from semlens_audit.frozen import Frozen
+from semlens_audit.measured import Measurement, State
+from semlens_audit.plan import Severity
+
+__all__ = [
+    "BaselineRecord",
+    "CatalogueRecord",
+    "ChangeEntry",
+    "ChangeLabel",
+    "ChangeRecord",
+    "ClauseRecord",
+    "DocumentRecord",
+    "GateOutcome",
+    "GateRecord",
+    "InfluenceRecord",
+    "LockRecord",
+    "OnInconclusive",
+    "WaiverRecord",
+    "WaiverState",
+]
+
+OnInconclusive = Literal["inconclusive", "fail", "pass"]
+GateOutcome = Literal["passed", "conditional", "failed", "inconclusive", "incomplete", "invalid_waiver"]
+WaiverState = Literal["applied", "not_needed", "not_in_force", "expired", "exceeded", "unmatched", "invalid"]
+ChangeLabel = Literal["new", "fixed", "worsened", "improved", "within_noise", "not_comparable", "added", "removed"]
+
+
+class DocumentRecord(Frozen):
+    """A file that people wrote and the audit rests on, with its content, so that the record can be verified without it."""
+
+    kind: Literal["spec", "audit", "waivers", "lock"]
+    name: str
+    """File name without folders."""
+    media_type: str
+    sha256: str
+    """Of the UTF-8 bytes of `text`, which are the file's bytes."""
+    text: str
+
+
+class LockRecord(Frozen):
+    """The lock (pre-registration) that an audit ran under, or departed from."""
+
+    state: Literal["kept", "broken"]
+    sha256: str
+    """Of the canonical JSON of the lock."""
+    created: str
+    """UTC, ISO 8601: when the lock was made."""
+    differences: tuple[str, ...] = ()
+    """What differs from what was locked, one clause each; empty where the lock was kept."""
+    earlier_runs: int = Field(ge=0)
+    """Runs under this lock that the store had seen before this one."""
+    runs_before_lock: int = Field(ge=0)
+    """Runs of this audit that the store had seen before the lock was made."""
+    sentence: str
+    """For a reader."""
+
+
+class WaiverRecord(Frozen):
+    """A declared exception and what became of it."""
+
+    check: str
+    where: str | None = None
+    """Layer or concept of the finding waived; none: every finding of the check."""
+    scope: str
+    """Of which model it speaks, in words: a digest of weights, or a range of versions."""
+    justification: str
+    owner: str
+    approver: str
+    created: str
+    """Date, ISO 8601."""
+    expires: str
+    """Last day on which it holds, ISO 8601."""
+    ticket: str
+    revalidate_on: str
+    """What makes a new decision necessary before it expires."""
+    ceiling: float
+    """The worst value that it was granted for, in the measurement's unit."""
+    state: WaiverState
+    findings: tuple[str, ...] = ()
+    """`Finding.id` of the findings it waives; empty unless applied."""
+    sentence: str
+    """Why it holds or not."""
+    line: int | None = None
+    """Of the waivers file."""
+
+
+class GateRecord(Frozen):
+    """The decision on the release: findings, waivers and policy in, exit code out."""
+
+    fail_on: Severity
+    """Least severity of a finding that stops the release."""
+    on_inconclusive: OnInconclusive
+    """inconclusive: exit code 3. fail: like a finding that is not satisfied. pass: does not stop the release."""
+    today: str
+    """Date on which waivers were judged, ISO 8601."""
+    outcome: GateOutcome
+    exit_code: ExitCode
+    sentence: str
+    """What was decided and why, naming what stops the release or was waived."""
+    stopped_by: tuple[str, ...] = ()
+    """`Finding.id` of the findings that stop the release."""
+    tolerated: tuple[str, ...] = ()
+    """`Finding.id` of findings that are not satisfied or inconclusive, and do not stop the release by policy."""
+    waived: tuple[str, ...] = ()
+    """`Finding.id` of findings that would stop the release but for a waiver."""
+
+
+class BaselineRecord(Frozen):
+    """The earlier record that an audit is compared with."""
+
+    record_sha256: str
+    """Digest of its canonical JSON, as its report prints it."""
+    created: str
+    subject: str
+    version: str | None
+    weights_sha256: str
+    data_sha256: str
+    tool: str
+
+
+class ChangeEntry(Frozen):
+    """One finding against the same finding of the baseline."""
+
+    finding: str
+    """`Finding.id`."""
+    label: ChangeLabel
+    """new: satisfied then, not satisfied now. fixed: the reverse. worsened, improved: the paired interval of the difference leaves 0
+    out. within_noise: it does not. not_comparable: a value is missing, or criterion or quantity differ. added, removed: the check
+    is in one spec only."""
+    before: State | None = None
+    after: State | None = None
+    old: Measurement | None = None
+    new: Measurement | None = None
+    difference: Measurement | None = None
+    """New minus old, with the interval of the difference."""
+    paired: bool = False
+    """Whether both rest on the same samples, and the interval uses that."""
+    sentence: str = ""
+
+
+class ChangeRecord(Frozen):
+    """What changed since a baseline."""
+
+    baseline: BaselineRecord
+    refused: str | None = None
+    """Why nothing is compared, where it is not: another spec, another foundation model."""
+    entries: tuple[ChangeEntry, ...] = ()
+    level: float = Field(default=0.95, gt=0, lt=1)
+    """Confidence level of the differences, before control for their number."""
+    sentence: str
+    """The gist, for page one."""
+
+
+class ClauseRecord(Frozen):
+    """One clause of a standard or regulation, as far as an audit like this can give evidence for it."""
+
+    id: str
+    title: str
+    summary: str
+    """What it asks, in our words."""
+    sections: tuple[str, ...] = ()
+    """Anchors of the report's sections that are evidence for it, whatever the checks."""
+    note: str | None = None
+    """What it asks beyond what this report can show."""
+
+
+class CatalogueRecord(Frozen):
+    """A standard or regulation whose clauses checks can support evidence for."""
+
+    id: str
+    title: str
+    edition: str
+    source: str
+    """Where the text is published."""
+    clauses: tuple[ClauseRecord, ...]
+
+
+class InfluenceRecord(Frozen):
+    """How much each group of samples moves one measured value; what makes two audits on the same samples comparable in pairs."""
+
+    quantity: str
+    """Key of the quantity, see `semlens_audit.checks.Quantity`."""
+    groups: int = Field(ge=1)
+    values: str
+    """Base64 of `groups` little-endian float32, in the measurement's unit: influence of each group of samples on the value."""
+    residual: float = Field(ge=0)
+    """Standard error that does not come from which samples were drawn (reference samples, crops), in the unit."""
