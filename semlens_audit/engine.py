@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from semlens_audit import __version__, checks, verdict
+from semlens_audit.catalogues import catalogues_of
 from semlens_audit.certificate import read_qualification
 from semlens_audit.confirmation import conclude, confirm
 from semlens_audit.data import DataSet, open_data
@@ -289,6 +290,7 @@ def _record(
         stages=stages,
         images=images,
         documents=_documents(plan),
+        catalogues=catalogues_of((name for check in plan.spec.checks for name in check.supports), Path(plan.spec_file)),
     )
 
 

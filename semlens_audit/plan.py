@@ -13,9 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "Audit",
     "AuditPlan",
+    "Catalogue",
     "Check",
     "CheckKind",
     "ClassSpec",
+    "Clause",
     "Concept",
     "Criterion",
     "Data",
@@ -148,7 +150,7 @@ class Check(_Asked):
     rationale: Text
     severity: Severity = "major"
     supports: tuple[Text, ...] = ()
-    """Controls this check supports evidence for, e.g. ``EU AI Act Art. 10``."""
+    """Clauses this check supports evidence for, as ``catalogue:clause``, e.g. ``eu-ai-act:art-10-2-f``."""
 
 
 class Spec(_Asked):
@@ -171,6 +173,30 @@ class Spec(_Asked):
     def concept(self, identifier: str) -> Concept:
         """The concept with that id."""
         return next(concept for concept in self.concepts if concept.id == identifier)
+
+
+class Clause(_Asked):
+    """One clause of a standard or regulation."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+    summary: Text
+    """What it asks, in your own words."""
+    sections: tuple[Identifier, ...] = ()
+    """Anchors of the report's sections that are evidence for it, whatever the checks."""
+    note: Text | None = None
+    """What it asks beyond what such a report can show, or why there is no evidence."""
+
+
+class Catalogue(_Asked):
+    """A standard or regulation whose clauses checks can support evidence for."""
+
+    catalogue: Identifier
+    title: Annotated[str, Field(min_length=1, max_length=200)]
+    edition: Annotated[str, Field(min_length=1, max_length=200)]
+    source: Text
+    """Where its text is published."""
+    clauses: tuple[Clause, ...] = Field(min_length=1)
 
 
 class Responsible(_Asked):

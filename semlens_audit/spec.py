@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semlens_audit.audit_rules import check_audit, look
+from semlens_audit.catalogues import check_controls, read_catalogue
 from semlens_audit.errors import Problem, SpecError
 from semlens_audit.pair_rules import check_pair, read_classes
 from semlens_audit.paths import examples_root, reports_path, resolve, store_path
@@ -119,6 +120,8 @@ def lint(paths: Sequence[Path], *, check_files: bool = True) -> list[Problem]:
             source = load(path)
             if isinstance(source.data, dict) and "audit" in source.data:
                 found.update(dict.fromkeys(_Pair.read(path, check_files).problems))
+            elif isinstance(source.data, dict) and "catalogue" in source.data:
+                found.update(dict.fromkeys(_sorted(read_catalogue(path)[0])))
             else:
                 found.update(dict.fromkeys(_sorted(_read_spec(path)[0])))
     return list(found)
@@ -136,6 +139,7 @@ def _read_spec(path: Path) -> tuple[Source, Spec | None]:
         return source, None
     spec = validate(Spec, source)
     check_spec(source)
+    check_controls(source, path)
     return source, spec
 
 

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from semlens_audit.errors import Problem
-from semlens_audit.plan import Audit, Spec
+from semlens_audit.plan import Audit, Catalogue, Spec
 from semlens_audit.yaml_source import KeyPath, Source
 
 __all__ = ["nearest", "schemas", "validate"]
 
-Model = TypeVar("Model", Spec, Audit)
+Model = TypeVar("Model", bound=BaseModel)
 
 _UNION_MARKS = {"tuple[str, ...]", "str"}
 _IDENTIFIER_HINT = "Use lower-case letters, digits, `_` and `-`, beginning with a letter or digit."
@@ -41,7 +41,7 @@ def validate(model: type[Model], source: Source) -> Model | None:
     Parameters
     ----------
     model
-        `Spec` or `Audit`.
+        What the file holds: `Spec`, `Audit`, `Catalogue`.
     source
         The file as read. Its value must be there.
 
@@ -67,9 +67,9 @@ def validate(model: type[Model], source: Source) -> Model | None:
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schema (draft 2020-12) of both kinds of file: ``{"spec": ..., "audit": ...}``."""
+    """JSON Schema (draft 2020-12) of the kinds of file: ``{"spec": ..., "audit": ..., "catalogue": ...}``."""
     found: dict[str, dict[str, Any]] = {}
-    for name, model in (("spec", Spec), ("audit", Audit)):
+    for name, model in (("spec", Spec), ("audit", Audit), ("catalogue", Catalogue)):
         schema: dict[str, Any] = model.model_json_schema(by_alias=True)
         found[name] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
     return found

@@ -22,6 +22,7 @@ class SchemaName(StrEnum):
 
     SPEC = "spec"
     AUDIT = "audit"
+    CATALOGUE = "catalogue"
     RECORD = "record"
 
 
@@ -81,7 +82,7 @@ def lint(
 def schema(
     document: Annotated[SchemaName, typer.Argument(help="Which document's schema.")],
 ) -> None:
-    """Print the JSON Schema of a spec, an audit or a record.
+    """Print the JSON Schema of a spec, an audit, a catalogue of controls or a record.
 
     For editors (completion and checking while you type) and for programs that read [bold]results.json[/].
     """
