@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from semlens_audit.chapters import attachments, crosswalk, glossary, identities, method, reproduction, system, test_data
+from semlens_audit.chapters import attachments, glossary, identities, method, reproduction, system, test_data
+from semlens_audit.crosswalk_pages import crosswalk
 from semlens_audit.data_pages import data_show
-from semlens_audit.digest import digest
 from semlens_audit.evidence_pages import Gallery
 from semlens_audit.figures import Domain, Palette, axis, interval_line
 from semlens_audit.intervention_pages import interventions
@@ -25,6 +25,7 @@ from semlens_audit.pages import (
     VerdictBox,
 )
 from semlens_audit.plan import Severity
+from semlens_audit.record_file import record_digest
 from semlens_audit.records import AuditRecord, Finding, State
 from semlens_audit.relevance_pages import coverage, lines
 from semlens_audit.sensitivity import sentence
@@ -46,7 +47,7 @@ from semlens_audit.wording import (
     shorten,
 )
 
-__all__ = ["make_page", "record_digest"]
+__all__ = ["make_page"]
 
 _ORDER: dict[State, int] = {"not_satisfied": 0, "not_measured": 1, "inconclusive": 2, "satisfied": 3}
 _WEIGHT: dict[Severity, int] = {"critical": 0, "major": 1, "minor": 2}
@@ -368,11 +369,6 @@ def _sections(record: AuditRecord, palette: Palette, checks: _Checks, whole: str
     ]
     present = [entry for entry in bodies if entry[2] not in (None, ())]
     return tuple(Section(i, name, title, f"{name}.html.j2", body) for i, (name, title, body) in enumerate(present, start=1))
-
-
-def record_digest(record: AuditRecord) -> str:
-    """SHA-256 of the record's canonical JSON, which every page of a report carries."""
-    return digest(record.model_dump(mode="json", by_alias=True))
 
 
 def make_page(record: AuditRecord, palette: Palette) -> Page:

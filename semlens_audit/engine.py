@@ -1,4 +1,4 @@
-"""From a plan to a record: look the evidence up (or have it built), measure, decide, write down.
+"""From a plan to a record: look the evidence up (or have it built), measure, decide.
 
 Torch is imported only if the store lacks something, so that a changed criterion is re-decided from the cache at once.
 """
@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from semlens_audit import __version__, checks, verdict
 from semlens_audit.catalogues import catalogues_of
@@ -24,7 +24,7 @@ from semlens_audit.confirmation import conclude, confirm
 from semlens_audit.data import DataSet, open_data
 from semlens_audit.data_gallery import picture
 from semlens_audit.digest import digest
-from semlens_audit.errors import IntegrityError, UsageError
+from semlens_audit.errors import IntegrityError
 from semlens_audit.evidence import Evidence
 from semlens_audit.foundation_statement import statement
 from semlens_audit.gallery import illustrate, prune
@@ -35,8 +35,8 @@ from semlens_audit.measure import Measurements, measure, measurement_key
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
 from semlens_audit.progress import Progress, SilentProgress
+from semlens_audit.record_file import read_record, record_digest, write_record
 from semlens_audit.records import (
-    SCHEMA_VERSION,
     AuditRecord,
     ConceptRecord,
     DataRecord,
@@ -74,12 +74,6 @@ class _Cached(BaseModel):
     subject: dict[str, Any]
     foundation: dict[str, Any]
     scenarios: tuple[Scenario, ...] = ()
-
-
-class _Version(BaseModel):
-    """The version of a record, whatever else it holds."""
-
-    schema_version: str
 
 
 def run(
@@ -351,54 +345,3 @@ def revision() -> str | None:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-
-
-def write_record(record: AuditRecord, path: Path) -> None:
-    """Write ``results.json`` so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(record.model_dump_json(indent=1, by_alias=True) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def read_record(path: Path) -> AuditRecord:
-    """Read ``results.json``.
-
-    Raises
-    ------
-    UsageError
-        If there is no such file, or it was written under another schema version.
-    IntegrityError
-        If it is no valid record.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        hint = "Give the results.json that `run` wrote."
-        raise UsageError("no-record", f"The record cannot be read: {why}.", hint, file=str(path)) from error
-    try:
-        version = _Version.model_validate_json(text).schema_version
-        if version != SCHEMA_VERSION:
-            raise UsageError(
-                "record-version",
-                f"The record is not of schema version {SCHEMA_VERSION}, but of version {version}.",
-                "Use the version of semlens-audit that wrote it, or run the audit again.",
-                file=str(path),
-            )
-        return AuditRecord.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        said = ": ".join(part for part in ("The record is damaged or was changed", place, first["msg"]) if part)
-        hint = "Take the file as `run` wrote it, or run the audit again."
-        raise IntegrityError("invalid-record", f"{said}.", hint, file=str(path)) from error
-
-
-def record_digest(record: AuditRecord) -> str:
-    """SHA-256 of the record's canonical JSON, as reports print it."""
-    return digest(record.model_dump(mode="json", by_alias=True))

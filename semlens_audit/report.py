@@ -10,9 +10,10 @@ from pathlib import Path
 
 import jinja2
 
-from semlens_audit.compose import make_page, record_digest
+from semlens_audit.compose import make_page
 from semlens_audit.figures import PAPER, SCREEN
 from semlens_audit.pages import Page
+from semlens_audit.record_file import record_digest
 from semlens_audit.records import AuditRecord
 from semlens_audit.resources import templates_dir
 
