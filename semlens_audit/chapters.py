@@ -1,14 +1,12 @@
-"""The chapters of a report that list what the record says: purpose, identity, method, data, crosswalk, reproduction."""
+"""The chapters of a report that list what the record says: purpose, identity, method, data, reproduction."""
 
 from __future__ import annotations
 
 from semlens_audit.pages import Attachments, DataPage, Fact, Identities, Method, Reproduction, System, Table
-from semlens_audit.records import AuditRecord, State
+from semlens_audit.records import AuditRecord
 from semlens_audit.wording import (
     DASH,
-    GLYPHS,
     ROLES,
-    STATES,
     capital,
     count,
     format_date,
@@ -17,10 +15,9 @@ from semlens_audit.wording import (
     format_value,
 )
 
-__all__ = ["attachments", "crosswalk", "glossary", "identities", "method", "reproduction", "system", "test_data"]
+__all__ = ["attachments", "glossary", "identities", "method", "reproduction", "system", "test_data"]
 
 _CLASSES = 20
-_ORDER: tuple[State, ...] = ("not_satisfied", "not_measured", "inconclusive", "satisfied")
 _HEATMAPS = {
     "lrp": "its conditional relevance heatmap (concept relevance propagation, Achtibat et al., arXiv 2206.03208)",
     "activation_x_gradient": "its activation map, scaled up to the image",
@@ -173,27 +170,6 @@ def test_data(record: AuditRecord) -> DataPage:
     empty = len(data.per_class) - len(rows)
     caption = "Images per class" + (f"; {count(empty, 'class', 'classes')} without any" if empty else "")
     return DataPage(tuple(facts), Table(caption, ("Class", "Images", "Share"), rows, numeric=(1, 2)), data.skipped)
-
-
-def crosswalk(record: AuditRecord) -> Table | None:
-    """Which checks support evidence for each control, with their states."""
-    states: dict[str, dict[str, set[State]]] = {}
-    for finding in record.findings:
-        for control in finding.supports:
-            states.setdefault(control, {}).setdefault(finding.check, set()).add(finding.state)
-    if not states:
-        return None
-    rows = []
-    for control, checks in sorted(states.items()):
-        parts = []
-        for state in _ORDER:
-            names = [check for check, found in checks.items() if next(s for s in _ORDER if s in found) == state]
-            if names:
-                parts.append(f"{GLYPHS[state]} {STATES[state].lower()}: {', '.join(names)}")
-        rows.append((control, ". ".join(parts)))
-    return Table(
-        "Controls, and the checks that support evidence for them", ("Supports evidence for", "Checks by result"), tuple(rows)
-    )
 
 
 def reproduction(record: AuditRecord) -> Reproduction:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from semlens_audit.catalogues import catalogues_of
 from semlens_audit.digest import digest, digest_bytes
 from semlens_audit.errors import ExitCode
 from semlens_audit.plan import Criterion, MeasurementSettings, Responsible
@@ -41,6 +42,7 @@ from semlens_audit.records import (
     ToolRecord,
     Verdict,
 )
+from semlens_audit.resources import specs_dir
 
 VALID = ("asymmetry", "irregular_border", "several_colours", "blue_white_veil", "large_diameter")
 SPURIOUS = ("ruler", "plaster", "hair", "pen_ink", "dark_corners", "red_skin", "colour_chart")
@@ -289,7 +291,7 @@ def finding(
         "concepts": (),
         "line": "mechanistic",
         "severity": "major",
-        "supports": ("EU AI Act Art. 10(2)(f)", "ISO 14971 clause 7.1"),
+        "supports": ("eu-ai-act:art-10-2-f", "iso-14971:7.2"),
         "spec_line": 100,
     } | more
     return Finding(
@@ -574,6 +576,7 @@ def sample(kind: str) -> AuditRecord:
             )
         },
         images=images,
+        catalogues=catalogues_of(("eu-ai-act:art-10-2-f", "iso-14971:7.2"), specs_dir() / "melanoma-abcde.yaml"),
     )
 
 
