@@ -1,0 +1,19 @@
+"""JSON as exports are written: readable, key order fixed, NaN refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["write"]
+
+
+def write(document: dict[str, Any]) -> str:
+    """The document as UTF-8 text with a final line feed; keys in the order given, which is the order of the format's description.
+
+    Raises
+    ------
+    ValueError
+        If it holds NaN or an infinity.
+    """
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
