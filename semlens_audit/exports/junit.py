@@ -7,7 +7,7 @@ says so.
 
 from __future__ import annotations
 
-from ElementTree.etree import ElementTree
+from xml.etree import ElementTree
 
 from semlens_audit.errors import ExitCode
 from semlens_audit.exports.dispositions import BAD_WAIVERS, Judged, decision, judge, measured, particulars
