@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from semlens_audit.pages import Attachments, DataPage, Fact, Identities, Method, Reproduction, System, Table
+from semlens_audit.pages import DataPage, Fact, Identities, Method, Reproduction, System, Table
 from semlens_audit.records import AuditRecord
 from semlens_audit.wording import (
     DASH,
@@ -15,7 +15,7 @@ from semlens_audit.wording import (
     format_value,
 )
 
-__all__ = ["attachments", "glossary", "identities", "method", "reproduction", "system", "test_data"]
+__all__ = ["glossary", "identities", "method", "reproduction", "system", "test_data"]
 
 _CLASSES = 20
 _HEATMAPS = {
@@ -190,11 +190,6 @@ def reproduction(record: AuditRecord) -> Reproduction:
         Table("Packages", ("Package", "Version"), tuple(sorted(environment.packages.items()))),
         Table("Content keys of what was read from the store", ("Stage", "Key"), tuple(record.stages.items()), mono=(1,)),
     )
-
-
-def attachments(record: AuditRecord, whole: str) -> Attachments:
-    """The record itself."""
-    return Attachments(whole, count(len(record.images), "image"), record.schema_version)
 
 
 def glossary() -> tuple[Fact, ...]:

@@ -24,6 +24,7 @@ from semlens_audit.records import (
     ComponentRecord,
     ConceptRecord,
     DataRecord,
+    DocumentRecord,
     EffectRecord,
     Environment,
     Finding,
@@ -576,6 +577,7 @@ def sample(kind: str) -> AuditRecord:
             )
         },
         images=images,
+        documents=documents(),
         catalogues=catalogues_of(("eu-ai-act:art-10-2-f", "iso-14971:7.2"), specs_dir() / "melanoma-abcde.yaml"),
     )
 
@@ -605,6 +607,25 @@ def sensitivity(kind: str, verdict: State, findings: Sequence[Finding]) -> tuple
     tried[2] = tried[2].model_copy(update={"verdict": hangs, "changes": changed[:1]})
     tried[5] = tried[5].model_copy(update={"verdict": hangs, "changes": changed})
     return tuple(tried)
+
+
+def documents() -> tuple[DocumentRecord, ...]:
+    """Spec and audit file, short ones."""
+    texts = {
+        "spec": "spec: melanoma-abcde\nversion: '2'\ntitle: Melanoma by the ABCD rule – größer als 6 mm\n",
+        "audit": "audit: phantom-shortcut\nspec: melanoma-abcde.yaml\n",
+    }
+    names = {"spec": "melanoma-abcde.yaml", "audit": "phantom-shortcut.yaml"}
+    return tuple(
+        DocumentRecord(
+            kind=kind,  # type: ignore[arg-type]
+            name=names[kind],
+            media_type="application/yaml",
+            sha256=digest_bytes(text.encode()),
+            text=text,
+        )
+        for kind, text in texts.items()
+    )
 
 
 def small() -> AuditRecord:
