@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from semlens_audit import __version__, checks, verdict
+from semlens_audit import __version__, checks, lock, run_log, verdict
 from semlens_audit.catalogues import catalogues_of
 from semlens_audit.certificate import read_qualification
 from semlens_audit.confirmation import conclude, confirm
@@ -86,6 +86,8 @@ def run(
     data: DataSet | None = None,
     anew: bool = False,
     comparisons: bool = True,
+    counted: bool = True,
+    locked: bool = False,
 ) -> AuditRecord:
     """Carry out an audit.
 
@@ -105,19 +107,29 @@ def run(
         Whether to measure again what the store holds measured already.
     comparisons
         Whether to measure again under other settings; without, only other criteria are tried.
+    counted
+        Whether this is a run of the audit, held against the lock beside it and counted under it, or a repetition that tests the
+        instrument or a record.
+    locked
+        Whether to refuse an audit without a lock, or other than it was locked.
 
     Raises
     ------
+    IntegrityError
+        ``not-locked``, ``lock-broken``, ``lock-damaged``; before anything is measured.
     AuditError
         Whatever the user can mend: model, data, store; what was finished stays in the store.
     """
     progress = progress or SilentProgress()
+    if locked:
+        lock.require(plan)
     quantities = checks.quantities(plan)
     qualification = qualification_file(plan)
     if qualification is not None:
         read_qualification(qualification)  # one that cannot be read is told before hours of work, not after them
     with Store.open(store_path(plan)) as store:
         data = data or open_data(plan, store.file_digest)
+        held = lock.hold(plan, data, store, required=locked) if counted else None
         stages = evidence_stages(plan, data, store)
         paired = data.pairs.sha256 if data.pairs else None
         key = measurement_key(plan, stages, quantities, data.attributes, pairs=paired, groups=data.groups)
@@ -140,8 +152,27 @@ def run(
         interventions = intervene(
             plan, data, store, cached.measurements, key, stages, quantities, allow_code=allow_code, progress=progress
         )
-        store.log("audit", {"audit": plan.audit.audit, "spec": plan.spec_digest, "measurement": key})
-    return _record(plan, data, cached, interventions, stages, command, now or datetime.now(UTC))
+        record = _record(plan, data, cached, interventions, stages, command, now or datetime.now(UTC), held)
+        run_log.append(store, "audit" if counted else "repeat", _entry(plan, record, key))
+    return record
+
+
+def _entry(plan: AuditPlan, record: AuditRecord, key: str) -> dict[str, Any]:
+    """What the run log keeps of a run."""
+    return {
+        "audit": plan.audit.audit,
+        "spec": plan.spec_digest,
+        "audit_file": plan.audit_digest,
+        "measurement": key,
+        "weights": record.subject.weights_sha256,
+        "data": record.data.sha256,
+        "lock": record.lock.sha256 if record.lock else None,
+        "lock_state": record.lock.state if record.lock else None,
+        "verdict": record.verdict.state,
+        "exit_code": int(record.verdict.exit_code),
+        "responsible": [person.name for person in plan.audit.responsible],
+        "tool": f"{record.tool.version} {record.tool.revision or ''}".strip(),
+    }
 
 
 def _measure(
@@ -179,6 +210,7 @@ def _record(
     stages: dict[str, str],
     command: str,
     now: datetime,
+    held: lock.Held | None = None,
 ) -> AuditRecord:
     measured, audit = cached.measurements, plan.audit
     labels = {concept.id: concept.label for concept in plan.spec.concepts}
@@ -275,7 +307,14 @@ def _record(
         findings=tuple(found),
         verdict=verdict.decide(found, concepts, places, audit.subject.name, interventions=interventions),
         limitations=tuple(
-            limitations(plan, measured, text=foundation.text, interventions=interventions, qualified=stands.statement)
+            limitations(
+                plan,
+                measured,
+                text=foundation.text,
+                interventions=interventions,
+                qualified=stands.statement,
+                lock=held.record if held else None,
+            )
         ),
         environment=environment(),
         command=command,
@@ -283,7 +322,8 @@ def _record(
         qualification=stands,
         stages=stages,
         images=images,
-        documents=_documents(plan),
+        documents=(*_documents(plan), *((held.document,) if held else ())),
+        lock=held.record if held else None,
         catalogues=catalogues_of((name for check in plan.spec.checks for name in check.supports), Path(plan.spec_file)),
     )
 

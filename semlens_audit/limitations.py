@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import UNQUALIFIED, InterventionRecord
-from semlens_audit.wording import format_measured, join
+from semlens_audit.release_records import LockRecord
+from semlens_audit.wording import count, format_measured, join
 
 __all__ = ["limitations"]
 
 _WEAK_PRESENCE = 0.9
 _UNEVEN = 0.2
+_NAMED = 3
 
 
 def limitations(
@@ -22,6 +24,7 @@ def limitations(
     text: bool,
     interventions: Sequence[InterventionRecord] = (),
     qualified: str = UNQUALIFIED,
+    lock: LockRecord | None = None,
 ) -> Iterator[str]:
     """Sentences for the report, most consequential first.
 
@@ -33,6 +36,8 @@ def limitations(
         Components switched off, concluded.
     qualified
         What is known of the instrument's error rates, see `semlens_audit.standing`.
+    lock
+        The lock it ran under; none: it was not locked.
     """
     yield (
         "The audit looks for the concepts that the spec declares. A shortcut that nobody declared shows only as "
@@ -66,7 +71,34 @@ def limitations(
         )
     yield from _multiplicity(plan)
     yield qualified
+    yield from _registration(lock)
     yield from plan.audit.limitations
+
+
+def _registration(lock: LockRecord | None) -> Iterator[str]:
+    """What is not known of when criteria, data and settings were chosen."""
+    if lock is None:
+        yield (
+            "The audit was not locked before it ran: nothing shows that its concepts, criteria, data and settings were chosen without "
+            "knowledge of the results."
+        )
+        return
+    if lock.state == "broken":
+        yield (
+            "The audit was not carried out as it was locked. What differs may have been chosen with knowledge of earlier results: "
+            f"{'; '.join(lock.differences[:_NAMED])}"
+            + (f"; and {count(len(lock.differences) - _NAMED, 'more difference')}." if len(lock.differences) > _NAMED else ".")
+        )
+    looks = lock.earlier_runs + lock.runs_before_lock
+    if looks:
+        yield (
+            f"The store had seen {count(looks, 'earlier run')} of this audit, {lock.runs_before_lock:,} of them before it was locked: "
+            "whoever chose to run it again may have known their results. Runs in other stores are not known."
+        )
+    if not lock.witnessed:
+        yield "The store saw no lock being made: when the audit was locked rests on the lock file alone."
+    if not lock.log_intact:
+        yield "The store's log of runs is not intact: how often the audit was run before is not known."
 
 
 def _interventions(plan: AuditPlan, interventions: Sequence[InterventionRecord]) -> Iterator[str]:

@@ -63,6 +63,14 @@ class LockRecord(Frozen):
     """Runs under this lock that the store had seen before this one."""
     runs_before_lock: int = Field(ge=0)
     """Runs of this audit that the store had seen before the lock was made."""
+    replaced: int = Field(default=0, ge=0)
+    """Earlier locks that this one replaced."""
+    witnessed: bool = True
+    """Whether the store's run log has an entry of the lock being made; else its time rests on the lock file alone."""
+    log_sha256: str | None = None
+    """Digest that stands for the store's run log as it was before this run, see `semlens_audit.run_log.head`."""
+    log_intact: bool = True
+    """Whether every entry of that log follows the one before it."""
     sentence: str
     """For a reader."""
 

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from semlens_audit import engine, paths, report
+from semlens_audit import engine, paths, report, run_log
 from semlens_audit.errors import AuditError, ExitCode, Problem, UsageError
 from semlens_audit.plan import AuditPlan
 from semlens_audit.progress import Progress
@@ -85,6 +85,7 @@ def carry_out(
     place = folder(plan, out)
     results = place / "results.json"
     engine.write_record(record, results)
+    run_log.written(paths.store_path(plan), plan.audit.audit, engine.record_digest(record), int(record.exit_code))
     html = report.write(record, place, pdf=False)
     if not pdf:
         return Outcome(record, (results, *html))

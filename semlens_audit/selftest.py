@@ -229,7 +229,14 @@ def _whole(
 
     def run(asked: AuditPlan, samples: DataSet, words: str, anew: bool = False) -> _Result:
         record = engine.run(
-            asked, allow_code=allow_code, progress=_Prefixed(progress, words), now=_WHEN, command="", data=samples, anew=anew
+            asked,
+            allow_code=allow_code,
+            progress=_Prefixed(progress, words),
+            now=_WHEN,
+            command="",
+            data=samples,
+            anew=anew,
+            counted=False,
         )
         return _of_record(record)
 

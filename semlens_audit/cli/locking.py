@@ -1,5 +1,110 @@
-"""Pre-registration: `lock`, `reproduce`."""
+"""Pre-registration and reproduction: `lock`, `runs`, `reproduce`."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from semlens_audit.cli.shell import AsJson, AuditFile, read_plan, verb
+from semlens_audit.errors import ExitCode
+
+__all__ = ["lock", "runs"]
+
+
+@verb(rich_help_panel="Evidence", epilog='Example: semlens-audit lock audits/phantom-clean.yaml --note "Release 2.1"')
+def lock(
+    audit: AuditFile,
+    note: Annotated[str | None, typer.Option(help="Why, for a reader; kept in the lock.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Lock nothing: say whether the audit is as it was locked. Exits 0 if so, else 6.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a lock that is there; the new one names it.")] = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Lock an audit before it runs (pre-registration).
+
+    Writes [bold]AUDIT.lock.json[/] beside the audit file: what spec and audit ask, with their criteria and settings, and content
+    digests of model, test data, example images, foundation model and the code that measures; and how many runs of this audit the
+    store has seen already. A later [cyan]run[/] says whether it kept to the lock and which run under it it is; with
+    [bold]--locked[/] it refuses to run otherwise. Titles, persons, citations and places of files may change under a lock.
+    """
+    from semlens_audit import engine
+    from semlens_audit import lock as locks
+
+    plan = read_plan(audit)
+    if check:
+        return _check(audit, as_json)
+    path, made = locks.make(plan, note=note, force=force, revision=engine.revision())
+    if as_json:
+        value = {"file": str(path), "sha256": made.sha256} | made.model_dump(mode="json", exclude={"asked", "code"})
+        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        from semlens_audit.wording import count, shorten
+
+        typer.echo(f"Locked: {path} (lock {shorten(made.sha256)})")
+        seen = count(made.runs_seen, "run")
+        typer.echo(f"The store had seen {seen} of this audit before." if made.runs_seen else "The store had seen no run of it.")
+        if made.history:
+            typer.echo(f"It replaces {count(len(made.history), 'earlier lock')}, the last one {shorten(made.history[-1].sha256)}.")
+    return ExitCode.SATISFIED
+
+
+def _check(audit: Path, as_json: bool) -> ExitCode:
+    from semlens_audit import lock as locks
+    from semlens_audit.errors import Problem
+    from semlens_audit.failures import print_problems
+
+    plan = read_plan(audit)
+    held = locks.check(plan)
+    record = held.record
+    if as_json:
+        typer.echo(json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    else:
+        typer.echo(record.sentence)
+    problems = [Problem("lock-broken", f"Not as it was locked: {clause}.", file=held.document.name) for clause in record.differences]
+    if not record.log_intact:
+        hint = "See `semlens-audit runs`: how often the audit was run cannot be told."
+        problems.append(Problem("run-log-broken", "The store's run log is not intact.", hint))
+    print_problems(problems)
+    return ExitCode.INTEGRITY if problems else ExitCode.SATISFIED
+
+
+@verb(rich_help_panel="Evidence", epilog="Example: semlens-audit runs audits/phantom-clean.yaml")
+def runs(
+    audit: AuditFile,
+    record: Annotated[
+        Path | None, typer.Option("--record", help="A results.json: exits 6 unless the log has it, and what it knew of the log.")
+    ] = None,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """List the runs of an audit that its store has seen, and check that no entry was changed or removed.
+
+    Each entry names the digest of the one before it, so that a change inside the log shows; entries that were removed from its end
+    show against a record that was written later ([bold]--record[/]). Exits 6 where the chain is broken. The store can be deleted
+    whole: the list says what this store knows, not that nothing else was run.
+    """
+    from semlens_audit import engine, paths, run_log
+    from semlens_audit.errors import Problem
+    from semlens_audit.failures import print_problems
+    from semlens_audit.runs_screen import print_runs, values
+    from semlens_audit.store import Store
+
+    plan = read_plan(audit)
+    path = paths.store_path(plan)
+    with Store.open(path, read_only=True) as store:
+        entries = run_log.read(store)
+    complaints = list(run_log.complaints(entries))
+    if record is not None:
+        known = engine.read_record(record)
+        lock, log = (known.lock.sha256, known.lock.log_sha256) if known.lock else (None, None)
+        complaints += run_log.missing(entries, lock, log, engine.record_digest(known))
+    own = run_log.of_audit(entries, plan.audit.audit)
+    if as_json:
+        typer.echo(json.dumps(values(own, complaints), indent=2, ensure_ascii=False))
+    else:
+        print_runs(own, whole=not complaints)
+    print_problems([Problem("run-log-broken", said, file=str(path)) for said in complaints])
+    return ExitCode.INTEGRITY if complaints else ExitCode.SATISFIED
