@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from semlens_audit.lock_pages import lock_digests, lock_facts
 from semlens_audit.pages import DataPage, Fact, Identities, Method, Reproduction, System, Table
 from semlens_audit.records import AuditRecord
 from semlens_audit.wording import (
@@ -66,6 +67,7 @@ def identities(record: AuditRecord) -> Identities:
         Fact("Parameters", f"{subject.parameters:,}"),
         Fact("Input", preprocessing),
         Fact("Classes", _some(subject.classes)),
+        *lock_facts(record),
     )
     rows = (
         ("Weights of the audited model", subject.name, subject.weights_sha256),
@@ -73,6 +75,7 @@ def identities(record: AuditRecord) -> Identities:
         ("Foundation model", record.foundation_model.name, record.foundation_model.sha256),
         ("Spec", str(record.spec.detail.get("file", record.spec.name)), record.spec.sha256),
         ("Audit file", str(record.audit.detail.get("file", record.audit.name)), record.audit.sha256),
+        *lock_digests(record),
     )
     caption = "Content digests (SHA-256) of everything the audit rests on"
     return Identities(facts, Table(caption, ("What", "Name", "SHA-256"), rows, mono=(2,)))

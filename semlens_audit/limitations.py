@@ -91,8 +91,9 @@ def _registration(lock: LockRecord | None) -> Iterator[str]:
         )
     looks = lock.earlier_runs + lock.runs_before_lock
     if looks:
+        early = f"{lock.runs_before_lock:,}" if lock.runs_before_lock else "none"
         yield (
-            f"The store had seen {count(looks, 'earlier run')} of this audit, {lock.runs_before_lock:,} of them before it was locked: "
+            f"The store had seen {count(looks, 'earlier run')} of this audit, {early} of them before it was locked: "
             "whoever chose to run it again may have known their results. Runs in other stores are not known."
         )
     if not lock.witnessed:

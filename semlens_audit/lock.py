@@ -140,7 +140,7 @@ def make(
 def _history(old: Lock | None, entries: Sequence[run_log.Entry]) -> tuple[Earlier, ...]:
     if old is None:
         return ()
-    return (*old.history, Earlier(sha256=old.sha256, created=old.created, runs=_under(entries, old.sha256)))
+    return (*old.history, Earlier(sha256=old.sha256, created=old.created, runs=_looks(entries, old)[1]))
 
 
 def _weights(plan: AuditPlan, data: DataSet, store: Store) -> str | None:
@@ -208,13 +208,14 @@ def hold(plan: AuditPlan, data: DataSet, store: Store, *, required: bool = False
         raise IntegrityError("lock-broken", "", problems=(*problems[:-1], Problem("lock-broken", problems[-1].message, hint, str(path))))
     entries = run_log.read(store)
     own = run_log.of_audit(entries, plan.audit.audit)
+    before, since = _looks(own, lock)
     record = LockRecord(
         state="broken" if found else "kept",
         sha256=lock.sha256,
         created=lock.created,
         differences=found,
-        earlier_runs=_under(own, lock.sha256),
-        runs_before_lock=max(lock.runs_seen, _before(own, lock)),
+        earlier_runs=since,
+        runs_before_lock=max(lock.runs_seen, before),
         replaced=len(lock.history),
         witnessed=any(entry.event == "lock" and entry.detail.get("lock") == lock.sha256 for entry in own),
         log_sha256=run_log.head(entries),
@@ -246,20 +247,18 @@ def check(plan: AuditPlan) -> Held:
     return held
 
 
-def _under(entries: Sequence[run_log.Entry], sha256: str) -> int:
-    """Runs under the lock with that digest."""
-    return sum(entry.event == "audit" and entry.detail.get("lock") == sha256 for entry in entries)
+def _looks(entries: Sequence[run_log.Entry], lock: Lock) -> tuple[int, int]:
+    """Runs that the log has before the lock and since, whether or not the lock file lay there then.
 
-
-def _before(entries: Sequence[run_log.Entry], lock: Lock) -> int:
-    """Runs that the log has before the lock: before its entry, or, where it has none, before the time that the lock states."""
-    places = [
-        place for place, entry in enumerate(entries) if entry.event == "lock" and entry.detail.get("lock") == lock.sha256
-    ]
+    The lock's own entry parts them; where the log has none, the time that the lock states.
+    """
+    places = [at for at, entry in enumerate(entries) if entry.event == "lock" and entry.detail.get("lock") == lock.sha256]
     if places:
-        return sum(entry.event == "audit" for entry in entries[: places[0]])
-    made = datetime.fromisoformat(lock.created)
-    return sum(entry.event == "audit" and entry.at < made for entry in entries)
+        before = sum(entry.event == "audit" for entry in entries[: places[0]])
+    else:
+        made = datetime.fromisoformat(lock.created)
+        before = sum(entry.event == "audit" and entry.at < made for entry in entries)
+    return before, sum(entry.event == "audit" for entry in entries) - before
 
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")

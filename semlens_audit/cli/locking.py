@@ -63,7 +63,12 @@ def _check(audit: Path, as_json: bool) -> ExitCode:
     if as_json:
         typer.echo(json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False))
     else:
-        typer.echo(record.sentence)
+        from semlens_audit.wording import count, format_date
+
+        found = count(len(record.differences), "difference") if record.differences else "nothing differs from what was locked"
+        typer.echo(f"Locked on {format_date(record.created)}; {found}.")
+        under, before = count(record.earlier_runs, "run"), f"{record.runs_before_lock:,}"
+        typer.echo(f"As far as the store knows, {under} under the lock and {before} before it.")
     problems = [Problem("lock-broken", f"Not as it was locked: {clause}.", file=held.document.name) for clause in record.differences]
     if not record.log_intact:
         hint = "See `semlens-audit runs`: how often the audit was run cannot be told."
