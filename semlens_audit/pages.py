@@ -11,7 +11,6 @@ from semlens_audit.figures import Figure
 from semlens_audit.records import State
 
 __all__ = [
-    "Attachments",
     "Badge",
     "CheckRow",
     "CheckTable",
@@ -22,11 +21,16 @@ __all__ = [
     "DataPage",
     "EffectRow",
     "EvidenceGroup",
+    "Facet",
     "Fact",
+    "Filters",
+    "GateBox",
     "Identities",
     "LegendEntry",
     "Lines",
+    "Marks",
     "Method",
+    "Option",
     "Page",
     "Pointer",
     "ReferenceView",
@@ -71,6 +75,27 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Marks:
+    """What a reader can filter and sort a result by; the values stand in ``data-`` attributes and are not read as text."""
+
+    finding: str
+    """`Finding.id`."""
+    state: State
+    class_name: str
+    layer: str
+    """Empty where the result looks at no layer."""
+    concepts: str
+    """Ids, parted by spaces."""
+    severity: str
+    line: str
+    release: str
+    value: str
+    """Decimal number in the measurement's unit; empty where nothing was measured."""
+    clearance: str
+    """Distance from the criterion in half widths of the interval, negative beyond it; empty where nothing was measured."""
+
+
+@dataclass(frozen=True)
 class ResultRow:
     """One measurement of a check: in one layer, or for one concept."""
 
@@ -80,6 +105,9 @@ class ResultRow:
     samples: str
     figure: Figure
     explanation: str
+    release: str
+    """What it means for the release, as ``waived``; empty without a gate, or where it means nothing."""
+    marks: Marks
 
 
 @dataclass(frozen=True)
@@ -169,6 +197,19 @@ class CheckView:
 
 
 @dataclass(frozen=True)
+class GateBox:
+    """What the gate decided on the release."""
+
+    outcome: str
+    """As `GateRecord.outcome`, for the style sheet."""
+    glyph: str
+    word: str
+    sentence: str
+    policy: str
+    """The rules it was decided by."""
+
+
+@dataclass(frozen=True)
 class VerdictBox:
     """The first thing a reader sees."""
 
@@ -176,6 +217,8 @@ class VerdictBox:
     headline: str
     counts: str
     exit_code: str
+    """The process's, and what it means."""
+    gate: GateBox | None
 
 
 @dataclass(frozen=True)
@@ -189,6 +232,8 @@ class Summary:
     more: str
     responsible: tuple[tuple[str, str, str], ...]
     """Name, role, organisation."""
+    signatures: str
+    """Where signatures are found."""
 
 
 @dataclass(frozen=True)
@@ -315,12 +360,33 @@ class Reproduction:
 
 
 @dataclass(frozen=True)
-class Attachments:
-    """What the report was rendered from."""
+class Option:
+    """One value of a facet."""
 
-    record_digest: str
-    images: str
-    schema_version: str
+    value: str
+    label: str
+    number: str
+    """Results that have it."""
+
+
+@dataclass(frozen=True)
+class Facet:
+    """A property that results can be filtered by."""
+
+    name: str
+    """As in the ``data-`` attribute."""
+    label: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Controls over the results and their evidence; a page on paper has none."""
+
+    states: Facet
+    facets: tuple[Facet, ...]
+    results: str
+    """How many there are, in words."""
 
 
 @dataclass(frozen=True)
@@ -348,5 +414,8 @@ class Page:
     """First digits of the SHA-256 of the record's canonical JSON."""
     verdict: Badge
     authors: str
+    running: str
+    """Verdict and gate, at the foot of every page."""
     summary: Summary
+    filters: Filters | None
     sections: tuple[Section, ...]

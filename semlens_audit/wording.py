@@ -167,13 +167,18 @@ def format_criterion(criterion: Criterion, unit: Unit) -> str:
 
 
 def format_date(created: str) -> str:
-    """``2025-11-20T23:14:05Z`` as ``20 November 2025, 23:14 UTC``; text that is no date stays as it is."""
+    """``2025-11-20T23:14:05Z`` as ``20 November 2025, 23:14 UTC``, and ``2025-11-20`` without a time; other text stays as it is.
+
+    A time that names no zone is taken for UTC, not for the zone of the machine.
+    """
     try:
-        moment = datetime.fromisoformat(created).astimezone(UTC)
+        moment = datetime.fromisoformat(created)
     except ValueError:
         return created
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     months = "January February March April May June July August September October November December".split()  # noqa: SIM905
-    return f"{moment.day} {months[moment.month - 1]} {moment.year}, {moment.hour:02d}:{moment.minute:02d} UTC"
+    day = f"{moment.day} {months[moment.month - 1]} {moment.year}"
+    return day if len(created) == len("2025-11-20") else f"{day}, {moment.hour:02d}:{moment.minute:02d} UTC"
 
 
 def count(number: int, singular: str, plural: str | None = None) -> str:
