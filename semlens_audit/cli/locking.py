@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, AuditFile, read_plan, verb
+from semlens_audit.cli.shell import AllowCode, AsJson, AuditFile, Quiet, read_plan, show_progress, verb
 from semlens_audit.errors import ExitCode
 
-__all__ = ["lock", "runs"]
+__all__ = ["lock", "reproduce", "runs"]
 
 
 @verb(rich_help_panel="Evidence", epilog='Example: semlens-audit lock audits/phantom-clean.yaml --note "Release 2.1"')
@@ -113,3 +113,54 @@ def runs(
         print_runs(own, whole=not complaints)
     print_problems([Problem("run-log-broken", said, file=str(path)) for said in complaints])
     return ExitCode.INTEGRITY if complaints else ExitCode.SATISFIED
+
+
+@verb(rich_help_panel="Evidence", epilog="Example: semlens-audit reproduce reports/phantom-clean/results.json")
+def reproduce(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A results.json, or the PDF of a report, which carries it.")],
+    audit: Annotated[
+        Path | None, typer.Option(help="The audit file, the same to the byte; what it names is looked for beside it.")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that stands for the one the audit was first run in; default: the current one.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Largest deviation allowed, as a part of an interval's half-width.")
+    ] = 0.05,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for the repetition's store, kept; interrupted, it resumes there.")
+    ] = None,
+    use_store: Annotated[
+        bool, typer.Option("--use-store", help="Take the index from the audit's own store, and only measure anew: a weaker test.")
+    ] = False,
+    allow_code: AllowCode = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Carry out the audit of a record again, and compare every measurement.
+
+    Takes spec and audit from the record itself, checks that model, data and foundation model are those that were audited, builds a
+    fresh index, measures and decides. In the same environment everything is expected to be identical to the bit. Exits 0 where every
+    value is identical or within the tolerance, and every state and the verdict are the same; 6 where they are not, or where model or
+    data are others; 4 where it could not be repeated.
+    """
+    from semlens_audit import reproduce as repetition
+    from semlens_audit.reproduce_screen import print_agreement, values
+
+    record = repetition.read_file(file)
+    with show_progress(quiet) as progress:
+        agreement = repetition.reproduce(
+            record,
+            audit_file=audit,
+            root=root,
+            work=work,
+            use_store=use_store,
+            tolerance=tolerance,
+            allow_code=allow_code,
+            progress=progress,
+        )
+    if as_json:
+        typer.echo(json.dumps(values(agreement), indent=2, ensure_ascii=False))
+    else:
+        print_agreement(agreement)
+    return agreement.exit_code
