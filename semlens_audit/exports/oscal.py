@@ -199,10 +199,13 @@ class _Document:
                 for support in supports
                 if line(support)
             ],
-            "control-selections": [
-                {"include-controls": [{"control-id": name} for name in dict.fromkeys(map(token, supports))]}
-            ],
+            "control-selections": [self.selection(key, named) for key, named in _by_catalogue(supports).items()],
         }
+
+    def selection(self, key: str, supports: list[str]) -> dict[str, Any]:
+        known = next((catalogue for catalogue in self.record.catalogues if catalogue.id == key), None)
+        described = {"description": line(f"{known.title}, {known.edition}")} if known is not None else {}
+        return {**described, "include-controls": [{"control-id": name} for name in dict.fromkeys(map(token, supports))]}
 
     def observation(self, one: Judged) -> dict[str, Any]:
         finding = one.finding
@@ -345,3 +348,11 @@ class _Document:
 
 def _properties(values: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "ns": PROPERTIES, "value": value} for name, value in values.items() if value]
+
+
+def _by_catalogue(supports: list[str]) -> dict[str, list[str]]:
+    """Catalogue -> its controls, of names like ``eu-ai-act:art-10-2-f``; free text stands under the empty name."""
+    grouped: dict[str, list[str]] = {}
+    for support in supports:
+        grouped.setdefault(support.partition(":")[0] if ":" in support else "", []).append(support)
+    return grouped
