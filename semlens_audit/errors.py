@@ -10,7 +10,7 @@ from enum import IntEnum
 
 __all__ = [
     "AuditError", "DataError", "ExitCode", "ExecutionError", "IntegrityError", "Problem", "SpecError", "StoreError",
-    "SubjectError", "UsageError",
+    "SubjectError", "UsageError", "WaiverError",
 ]
 
 
@@ -114,6 +114,12 @@ class SpecError(AuditError):
         """Bundle `problems` (at least one) into one error."""
         first = problems[0]
         return cls(first.slug, first.message, first.hint, problems=tuple(problems))
+
+
+class WaiverError(AuditError):
+    """A waivers file cannot be read; carries every problem found, in file order."""
+
+    exit_code = ExitCode.WAIVER
 
 
 class SubjectError(AuditError):

@@ -29,7 +29,7 @@ from ruamel.yaml.events import (
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import Problem
 
-__all__ = ["KeyPath", "Source", "SourceMap", "load"]
+__all__ = ["KeyPath", "Source", "SourceMap", "load", "parse"]
 
 KeyPath = tuple[str | int, ...]
 """Keys and indices from the top of the file to a value."""
@@ -143,7 +143,32 @@ def load(path: Path) -> Source:
     Source
         Never raises for a bad file: `Source.problems` says what is wrong, and duplicate keys do not hide what follows them.
     """
-    places = SourceMap(str(path))
+    file = str(path)
+
+    def missing(message: str, hint: str = "") -> Source:
+        return Source(SourceMap(file), problems=[Problem("missing-file", message, hint, file)])
+
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        return missing(f"cannot be opened: {error.strerror or error}.", "Check the path and its permissions.")
+    except ValueError:
+        return missing("cannot be opened: the path is not a valid file name.")
+    return parse(content, file)
+
+
+def parse(content: bytes, file: str) -> Source:
+    """Read the bytes of one YAML file, as `load` does.
+
+    Parameters
+    ----------
+    content
+        The file's bytes.
+    file
+        Name that problems give it.
+    """
+    places = SourceMap(file)
     source = Source(places)
 
     def failed(slug: str, message: str, hint: str = "", line: int | None = None, column: int | None = None) -> Source:
@@ -151,13 +176,6 @@ def load(path: Path) -> Source:
         source.problems.append(Problem(slug, message, hint, places.file, line, column))
         return source
 
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        return failed("missing-file", f"cannot be opened: {error.strerror or error}.", "Check the path and its permissions.")
-    except ValueError:
-        return failed("missing-file", "cannot be opened: the path is not a valid file name.")
     if len(content) > MAX_BYTES:
         return failed(
             "file-too-large",
