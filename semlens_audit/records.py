@@ -9,6 +9,15 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from semlens_audit.data_records import (
+    DataPicture,
+    DataPresence,
+    EffectRecord,
+    PairEffectRecord,
+    PresenceRecord,
+    Proportion,
+    SubgroupRecord,
+)
 from semlens_audit.errors import ExitCode
 from semlens_audit.frozen import Frozen
 from semlens_audit.intervention_records import (
@@ -29,6 +38,7 @@ from semlens_audit.release_records import (
     LockRecord,
     WaiverRecord,
 )
+from semlens_audit.standing_records import UNQUALIFIED, Identity, RateRecord, StandingRecord
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -126,14 +136,6 @@ class Verdict(Frozen):
     not_measured: int = 0
     agreement: tuple[str, ...] = ()
     """Per concept that either line of evidence speaks against: whether the two lines agree, and if not, why."""
-
-
-class Identity(Frozen):
-    """Name and content digest of something the audit rests on."""
-
-    name: str
-    sha256: str
-    detail: dict[str, Any] = Field(default_factory=dict)
 
 
 class SubjectRecord(Frozen):
@@ -283,148 +285,6 @@ class ClassLayer(Frozen):
     unexplained: Measurement
     components: tuple[ComponentRecord, ...]
     """All components, most relevant first."""
-
-
-class PresenceRecord(Frozen):
-    """How often a concept is present, by class: the cells that a behavioural effect rests on."""
-
-    source: Literal["foundation model", "attributes"]
-    present: dict[str, int]
-    """class of the model -> samples that hold the concept."""
-    absent: dict[str, int]
-    separation: float | None = None
-    """Distance of the scores of present and absent samples in their common standard deviation (Ashman's D); none for an
-    attribute column."""
-
-
-class EffectRecord(Frozen):
-    """The behavioural line of evidence for one class and concept."""
-
-    class_name: str
-    concept: str
-    effect: Measurement
-    presence: PresenceRecord
-
-
-class RateRecord(Frozen):
-    """One operating characteristic of the instrument, with its interval or the reason why there is none."""
-
-    name: str
-    """See `semlens_audit.qualification.rates`."""
-    label: str
-    """In words, for a reader."""
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    level: float = Field(default=0.95, gt=0, lt=1)
-    n: int = Field(ge=0)
-    """Pairs of model and artefact that it rests on."""
-    models: int = Field(ge=0)
-    """Models that those pairs come from; pairs of one model are not independent."""
-    method: str
-    """How the interval was obtained."""
-    not_measured: str | None = None
-
-    @model_validator(mode="after")
-    def _measured_or_reason(self) -> RateRecord:
-        if (self.value is None) == (self.not_measured is None):
-            raise ValueError("a rate has either a value or a reason for its absence")
-        return self
-
-
-UNQUALIFIED = (
-    "The error rates of this instrument have not been qualified on a population of models with known reliance; the verdict rests "
-    "on the intervals alone."
-)
-"""What an audit says that stands on no qualification."""
-
-
-class StandingRecord(Frozen):
-    """The qualification that an audit stands on, or why it stands on none."""
-
-    qualification: Identity | None = None
-    """File and digest; none: no qualification was found."""
-    rates: tuple[RateRecord, ...] = ()
-    """That apply to this audit: empty where anything differs from what was qualified."""
-    differences: tuple[str, ...] = ()
-    """What differs from the qualified instrument, one clause each."""
-    statement: str
-    """In one or two sentences, for a reader."""
-
-
-class Proportion(Frozen):
-    """How many of a group of samples have something in common."""
-
-    hits: int = Field(ge=0)
-    n: int = Field(ge=0)
-    interval: Interval | None = None
-    """Of the share; none where the group is empty."""
-
-
-class SubgroupRecord(Frozen):
-    """One concept against one audited class in the test data: where the concept occurs, and how the model fares with it."""
-
-    class_name: str
-    inside: Proportion
-    """Samples of the class that hold the concept."""
-    outside: Proportion
-    """Samples of all other classes that hold it."""
-    difference: Measurement
-    """Share inside minus share outside."""
-    recall_with: Proportion
-    """Samples of the class that hold the concept and are recognised as of the class."""
-    recall_without: Proportion
-    gap: Measurement
-    """Recall with the concept minus recall without."""
-    false_with: Proportion
-    """Samples of all other classes that hold the concept and are taken for the class."""
-    false_without: Proportion
-
-
-class DataPicture(Frozen):
-    """A test image that holds a concept."""
-
-    sample: str
-    """Path, relative to the data's root."""
-    group: str
-    """Audited class of the spec whose sample it is; ``other classes`` for all that are not audited."""
-    label: str
-    """Class of the model."""
-    predicted: str
-    image: str | None = None
-    """Key into `AuditRecord.images`: what the network sees (JPEG); none where no picture was made."""
-
-
-class DataPresence(Frozen):
-    """Where one concept occurs in the test data."""
-
-    concept: str
-    source: Literal["foundation model", "attributes"]
-    unknown: int = 0
-    """Samples of which the attributes do not say whether they hold it."""
-    not_measured: str | None = None
-    """Why its presence is not known, where it is not."""
-    entangled: tuple[str, ...] = ()
-    """Audited classes that the data tie it to."""
-    by_class: dict[str, Proportion] = Field(default_factory=dict)
-    """Class of the model -> samples that hold it; classes with samples only."""
-    subgroups: tuple[SubgroupRecord, ...] = ()
-    """One entry per audited class."""
-    pictures: tuple[DataPicture, ...] = ()
-
-
-class PairEffectRecord(Frozen):
-    """Counterfactual pairs of one concept: how the margin of one class changes from the image without to the image with it."""
-
-    class_name: str
-    concept: str
-    effect: Measurement
-    """`Measurement.n` counts pairs that share no image."""
-    pairs: int
-    towards: int = 0
-    """Pairs whose decision turns to the class."""
-    away: int = 0
-    """Pairs whose decision turns from the class."""
 
 
 class SensitivityChange(Frozen):
