@@ -6,18 +6,16 @@ waivers and a lock, which the record holds as text, are attached once more as fi
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from semlens_audit.digest import digest_bytes
+from semlens_audit.plain_text import file_name
 from semlens_audit.record_file import RESULTS, record_bytes
 from semlens_audit.records import AuditRecord
 
-__all__ = ["Attachment", "attachments_of", "plain_name"]
+__all__ = ["Attachment", "attachments_of"]
 
-_LONGEST = 120
-_FORBIDDEN = frozenset('/\\:*?"<>|')
 _WHAT = {
     "spec": "Spec: concepts, and what decisions may and must not rest on",
     "audit": "Audit: the model, the test data and the settings that were asked for",
@@ -57,41 +55,24 @@ class Attachment:
         return digest_bytes(self.data)
 
 
-def plain_name(name: str) -> str:
-    r"""`name` without folders and without characters that a file system or a reader could stumble over.
-
-    Control characters and those that change the direction of text become ``_``, as do ``/ \ : * ? " < > |``; a name that is
-    empty then is ``file``.
-    """
-    last = PurePath(unicodedata.normalize("NFC", name).replace("\\", "/")).name
-    kept = "".join(
-        "_" if character in _FORBIDDEN or unicodedata.category(character)[0] in "CZ" and character != " " else character
-        for character in last
-    )
-    return kept.strip(" .")[:_LONGEST].strip(" .") or "file"
-
-
 def attachments_of(record: AuditRecord) -> tuple[Attachment, ...]:
     """What the report of `record` carries: ``results.json`` first, then each document of the record under its own name.
 
-    Names that occur twice, in whatever case, get a number before their suffix.
+    Names are such that they mean the same on every system (see `semlens_audit.plain_text.file_name`); those that occur twice, in
+    whatever case, get a number before their suffix.
     """
     files = [Attachment(RESULTS, record_bytes(record), "application/json", "Source", _RESULTS_WHAT)]
-    taken = {_folded(RESULTS)}
+    taken = {RESULTS}
     for document in record.documents:
-        name = _free(plain_name(document.name), taken)
-        taken.add(_folded(name))
+        name = _free(file_name(document.name), taken)
+        taken.add(name.casefold())
         what = _WHAT[document.kind]
         files.append(Attachment(name, document.text.encode("utf-8"), document.media_type, "Supplement", what))
     return tuple(files)
 
 
-def _folded(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()
-
-
 def _free(name: str, taken: set[str]) -> str:
     path, number, candidate = PurePath(name), 2, name
-    while _folded(candidate) in taken:
+    while candidate.casefold() in taken:
         candidate, number = f"{path.stem}-{number}{path.suffix}", number + 1
     return candidate

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pyhanko.pdf_utils.misc import PdfDecodeLimitError, PdfError
 from pyhanko.pdf_utils.reader import PdfFileReader
 
 from semlens_audit.errors import IntegrityError
+from semlens_audit.plain_text import file_name, one_line
 
 __all__ = ["AttachedFile", "PdfLimits", "attached_files", "open_pdf", "read_attachments", "read_metadata", "reading"]
 
@@ -59,7 +59,7 @@ class PdfLimits:
     stream_bytes: int = 128 * _MIB
     attachments: int = 32
     depth: int = 8
-    name_length: int = 200
+    name_length: int = 120
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,8 @@ def reading() -> Iterator[None]:
     except PdfDecodeLimitError as error:
         raise _error("pdf-too-large", f"The PDF asks for more than is read of a stranger's file: {error}") from error
     except _UNREADABLE as error:
-        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in said)
-        raise _error("pdf-damaged", f"The PDF cannot be read: {printable}") from error
+        said = one_line(str(error), 200) or type(error).__name__
+        raise _error("pdf-damaged", f"The PDF cannot be read: {said}") from error
 
 
 def open_pdf(data: bytes, limits: PdfLimits = PdfLimits()) -> PdfFileReader:
@@ -168,10 +167,9 @@ def attached_files(reader: PdfFileReader, limits: PdfLimits = PdfLimits()) -> tu
     hidden by another. Raises as `read_attachments`.
     """
     with reading():
-        names = reader.root.get("/Names", generic.DictionaryObject())
-        tree = names.get("/EmbeddedFiles")
+        tree = _get(_get(reader.root, "/Names", generic.DictionaryObject()), "/EmbeddedFiles")
         entries = [] if tree is None else list(_entries(tree, limits, set(), 0))
-        listed = [_key(item) for item in _raw(reader.root.get("/AF", generic.ArrayObject()))]
+        listed = [_key(item) for item in _raw(_get(reader.root, "/AF", generic.ArrayObject()))]
         if len(entries) > limits.attachments:
             raise _error("attachment-limit", f"The PDF carries {len(entries)} files; no more than {limits.attachments} are read.")
         if sorted(listed, key=repr) != sorted((_key(item) for _, item in entries), key=repr):
@@ -179,11 +177,15 @@ def attached_files(reader: PdfFileReader, limits: PdfLimits = PdfLimits()) -> tu
         files = [_file(name, item, limits) for name, item in entries]
     seen: set[str] = set()
     for file in files:
-        folded = unicodedata.normalize("NFKC", file.name).casefold()
-        if folded in seen:
+        if file.name.casefold() in seen:
             raise _error("attachment-twice", f"The PDF carries more than one file with the name “{file.name}”.")
-        seen.add(folded)
+        seen.add(file.name.casefold())
     return tuple(files)
+
+
+def _get(dictionary: Any, key: str, default: Any = None) -> Any:
+    """Value of `key`, references followed; pyHanko's own ``get`` does not follow them."""
+    return dictionary[key] if key in _as(dictionary, generic.DictionaryObject) else default
 
 
 def _raw(array: Any) -> list[Any]:
@@ -208,12 +210,12 @@ def _entries(node: Any, limits: PdfLimits, seen: set[object], level: int) -> Ite
     _as(node, generic.DictionaryObject)
     if level > limits.depth or len(seen) > limits.attachments:
         raise _error("attachment-limit", "The tree of attached files is deeper or larger than is read of a stranger's file.")
-    items = _raw(node.get("/Names", generic.ArrayObject()))
+    items = _raw(_get(node, "/Names", generic.ArrayObject()))
     if len(items) % 2 or len(items) > 2 * limits.attachments:
         raise _error("attachment-limit", "The list of attached files is longer than is read, or not made of pairs.")
     for name, item in zip(items[::2], items[1::2], strict=True):
         yield _text(name.get_object() if isinstance(name, generic.IndirectObject) else name), item
-    for kid in _raw(node.get("/Kids", generic.ArrayObject())):
+    for kid in _raw(_get(node, "/Kids", generic.ArrayObject())):
         if _key(kid) in seen:
             raise _error("attachment-damaged", "The tree of attached files leads back to itself.")
         seen.add(_key(kid))
@@ -227,11 +229,9 @@ def _text(value: Any) -> str:
 
 
 def _plain(name: str, limits: PdfLimits) -> str:
-    """`name`, if it is a file name that can do no harm: no folder, no control or direction-changing character."""
-    odd = any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} for character in name)
-    if not name.strip(" .") or len(name) > limits.name_length or odd or any(character in '/\\:*?"<>|' for character in name):
-        shown = name[:80].encode("ascii", "backslashreplace").decode("ascii")
-        raise _error("attachment-name", f"The PDF carries a file with a name that is no plain file name: “{shown}”.")
+    """`name`, if it is one that a report gives its files: no folder, nothing but ASCII, the same file on every system."""
+    if file_name(name, limits.name_length) != name:
+        raise _error("attachment-name", f"The PDF carries a file with a name that is no plain file name: “{one_line(name, 80)}”.")
     return name
 
 
@@ -245,17 +245,17 @@ def _file(key: str, item: Any, limits: PdfLimits) -> AttachedFile:
     if "/UF" in embedded and _key(embedded.raw_get("/UF")) != _key(embedded.raw_get("/F")):
         raise _error("attachment-damaged", f"The file “{name}” has another content for other readers of the PDF.")
     content = bytes(stream.data)
-    parameters = stream.get("/Params", generic.DictionaryObject())
-    if int(parameters.get("/Size", len(content))) != len(content):
+    parameters = _get(stream, "/Params", generic.DictionaryObject())
+    if int(_get(parameters, "/Size", len(content))) != len(content):
         raise _error("attachment-damaged", f"The file “{name}” has {len(content):,} bytes, but the PDF says otherwise.")
-    checksum = parameters.get("/CheckSum")
+    checksum = _get(parameters, "/CheckSum")
     if checksum is not None and _bytes(checksum) != hashlib.md5(content, usedforsecurity=False).digest():
         raise _error("attachment-damaged", f"The file “{name}” does not have the checksum that the PDF states.")
     return AttachedFile(
         name=name,
         data=content,
-        media_type=str(stream.get("/Subtype", "")).removeprefix("/"),
-        relationship=str(entry.get("/AFRelationship", "")).removeprefix("/"),
+        media_type=str(_get(stream, "/Subtype", "")).removeprefix("/"),
+        relationship=str(_get(entry, "/AFRelationship", "")).removeprefix("/"),
         description=_text(entry["/Desc"]) if "/Desc" in entry else "",
     )
 
@@ -274,5 +274,7 @@ def read_metadata(reader: PdfFileReader) -> bytes:
         Slugs of `reading`.
     """
     with reading():
-        metadata = reader.root.get("/Metadata")
-        return b"" if metadata is None else bytes(_as(metadata, generic.StreamObject).data)
+        if "/Metadata" not in reader.root:
+            return b""
+        metadata = reader.root.raw_get("/Metadata").get_object()  # not [...], which parses it
+        return bytes(_as(metadata, generic.StreamObject).data)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 
+from semlens_audit.attachments import attachments_of
 from semlens_audit.compose import make_page
 from semlens_audit.figures import PAPER, SCREEN
 from semlens_audit.pages import Page
@@ -122,7 +123,8 @@ def render_pdf(record: AuditRecord) -> bytes:
     """
     from semlens_audit.pdf import to_pdf
 
-    return to_pdf(render_page(make_page(record, PAPER), ON_PAPER), record_digest(record), record.created)
+    html = render_page(make_page(record, PAPER), ON_PAPER)
+    return to_pdf(html, record_digest(record), record.created, attachments_of(record))
 
 
 def replace(path: Path, data: bytes) -> None:
