@@ -134,7 +134,10 @@ def _card(record: AuditRecord) -> dict[str, Any]:
         **({"quantitativeAnalysis": {"performanceMetrics": metrics}} if metrics else {}),
         **({"considerations": considerations} if considerations else {}),
         "properties": _properties(
-            {f"finding:{one.finding.id}": f"{one.finding.state}, {one.disposition}: {measured(one.finding)}" for one in judged}
+            {
+                line(f"finding:{one.key}"): f"{one.finding.state}, {one.disposition}: {measured(one.finding)}"
+                for one in judged
+            }
         ),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,12 +38,15 @@ class Judged:
     disposition
         ``passed``: satisfied. ``failed``, ``inconclusive``, ``not_measured``: stops the release. ``tolerated``: not satisfied or
         inconclusive, and does not stop it by policy. ``waived``: would stop it but for a waiver.
+    key
+        Names it within the document: `Finding.id`, numbered from the second of the same id on.
     waivers
         Those applied to it.
     """
 
     finding: Finding
     disposition: Disposition
+    key: str
     waivers: tuple[WaiverRecord, ...] = ()
 
     @property
@@ -60,14 +64,18 @@ def judge(record: AuditRecord) -> tuple[Judged, ...]:
     gate = record.gate
     waived = frozenset(gate.waived) if gate else frozenset()
     tolerated = frozenset(gate.tolerated) if gate else frozenset()
-    return tuple(
-        Judged(
-            finding,
-            _disposition(finding, waived, tolerated),
-            tuple(waiver for waiver in record.waivers if waiver.state == "applied" and finding.id in waiver.findings),
+    judged, seen = [], Counter[str]()
+    for finding in record.findings:
+        seen[finding.id] += 1
+        judged.append(
+            Judged(
+                finding,
+                _disposition(finding, waived, tolerated),
+                finding.id if seen[finding.id] == 1 else f"{finding.id}#{seen[finding.id]}",
+                tuple(waiver for waiver in record.waivers if waiver.state == "applied" and finding.id in waiver.findings),
+            )
         )
-        for finding in record.findings
-    )
+    return tuple(judged)
 
 
 def _disposition(finding: Finding, waived: frozenset[str], tolerated: frozenset[str]) -> Disposition:

@@ -95,7 +95,7 @@ def _testcase(suite: ElementTree.Element, name: str, classname: str) -> ElementT
 
 def _case(suite: ElementTree.Element, judged: Judged, record: AuditRecord) -> None:
     finding = judged.finding
-    case = _testcase(suite, finding.id, f"{record.audit.name}.{finding.class_name}")
+    case = _testcase(suite, judged.key, f"{record.audit.name}.{finding.class_name}")
     text = particulars(judged, record)
     against = f"{measured(finding)}; criterion: {format_criterion(finding.criterion, finding.measurement.unit)}"
     match judged.disposition:

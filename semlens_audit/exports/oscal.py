@@ -211,7 +211,7 @@ class _Document:
         finding = one.finding
         measurement, interval = finding.measurement, finding.measurement.interval
         values = {
-            "check": finding.check,
+            "check": line(finding.check),
             "kind": finding.kind,
             "line-of-evidence": finding.line,
             "quantity": line(measurement.quantity),
@@ -223,7 +223,7 @@ class _Document:
             "samples": str(measurement.n),
         }
         return {
-            "uuid": self.uuid("observation", finding.id),
+            "uuid": self.uuid("observation", one.key),
             "title": line(f"{finding.check}: {where(finding) or finding.class_name}"),
             "description": particulars(one, self.record),
             "props": _properties(values),
@@ -255,7 +255,7 @@ class _Document:
             "spec-line": str(finding.spec_line or ""),
         }
         made: dict[str, Any] = {
-            "uuid": self.uuid("finding", finding.id),
+            "uuid": self.uuid("finding", one.key),
             "title": line(f"{finding.check}: {STATES[finding.state].lower()}"),
             "description": line(
                 f"{finding.statement} {measured(finding)}; "
@@ -263,7 +263,7 @@ class _Document:
             ),
             "props": _properties(values),
             "target": {"type": "objective-id", "target-id": token(finding.check), "status": status},
-            "related-observations": [{"observation-uuid": self.uuid("observation", finding.id)}],
+            "related-observations": [{"observation-uuid": self.uuid("observation", one.key)}],
         }
         if one.disposition != "passed":
             made["related-risks"] = [{"risk-uuid": risk["uuid"]} for risk in self.risks(one)]
@@ -272,7 +272,7 @@ class _Document:
     def risks(self, one: Judged) -> list[dict[str, Any]]:
         """One for each waiver that was applied; else one that is open."""
         if one.disposition == "waived" and one.waivers:
-            return [self.waived(one, waiver) for waiver in one.waivers]
+            return [self.waived(one, waiver, str(number)) for number, waiver in enumerate(one.waivers)]
         risk = self.risk(one, "open")
         if one.disposition == "tolerated":
             risk["props"] = _properties({"tolerated": "by the policy of the gate"})
@@ -282,15 +282,15 @@ class _Document:
         finding = one.finding
         hazards = [f"{c.label}: {c.hazard}" for c in self.record.concepts if c.id in finding.concepts and c.hazard]
         return {
-            "uuid": self.uuid("risk", finding.id, *names),
+            "uuid": self.uuid("risk", one.key, *names),
             "title": line(f"{finding.check}: {STATES[finding.state].lower()}"),
             "description": line(finding.explanation) or STATES[finding.state],
-            "statement": line(" ".join(hazards) or finding.statement) or finding.check,
+            "statement": line(" ".join(hazards) or finding.statement) or "No statement is recorded.",
             "status": status,
-            "related-observations": [{"observation-uuid": self.uuid("observation", finding.id)}],
+            "related-observations": [{"observation-uuid": self.uuid("observation", one.key)}],
         }
 
-    def waived(self, one: Judged, waiver: WaiverRecord) -> dict[str, Any]:
+    def waived(self, one: Judged, waiver: WaiverRecord, number: str) -> dict[str, Any]:
         values = {
             "ticket": line(waiver.ticket),
             "owner": line(waiver.owner),
@@ -301,12 +301,12 @@ class _Document:
             "revalidate-on": line(waiver.revalidate_on),
         }
         return {
-            **self.risk(one, "deviation-approved", waiver.ticket),
+            **self.risk(one, "deviation-approved", number),
             "props": _properties(values),
             "deadline": moment(f"{waiver.expires}T23:59:59+00:00"),
             "mitigating-factors": [
                 {
-                    "uuid": self.uuid("mitigation", one.finding.id, waiver.ticket),
+                    "uuid": self.uuid("mitigation", one.key, number),
                     "description": line(waiver.justification) or "No justification is recorded.",
                 }
             ],

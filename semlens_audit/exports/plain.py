@@ -8,41 +8,19 @@ import uuid
 from datetime import UTC, datetime
 
 from semlens_audit.errors import UsageError
+from semlens_audit.plain_text import one_line
 
 __all__ = ["NAMESPACE", "block", "identifier", "line", "moment", "token", "uri"]
 
 NAMESPACE = uuid.UUID("3f0c2f0e-6c1f-5b8a-9b57-6a1d3f5f2c11")
 """Of every identifier made here (RFC 4122, version 5); it never changes, so the same record keeps its identifiers."""
 
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")
 
 
-def _shown(character: str) -> str:
-    """A character that no format or reader should have to interpret, as its code point; any other as it is."""
-    category = unicodedata.category(character)
-    if character in _BIDI or category in ("Cc", "Cs") or ord(character) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(character) <= 0xFDEF:
-        return f"[U+{ord(character):04X}]"
-    return character
-
-
 def line(text: str, most: int | None = None) -> str:
-    """`text` on one line: white space folded, control and directional characters shown by their code point.
-
-    Parameters
-    ----------
-    text
-        Any text of a record.
-    most
-        Most characters; what is beyond is cut and marked by an ellipsis.
-
-    Returns
-    -------
-    str
-        Never with a character that XML 1.0 (section 2.2) forbids; may be empty.
-    """
-    folded = "".join(map(_shown, " ".join(text.split())))
-    return folded if most is None or len(folded) <= most else folded[: most - 1].rstrip() + "…"
+    """`text` on one line of at most `most` (at least 4) characters, see `semlens_audit.plain_text.one_line`; may be empty."""
+    return one_line(text, most)
 
 
 def block(*paragraphs: str | None) -> str:

@@ -149,9 +149,9 @@ def _rule(finding: Finding, record: AuditRecord) -> dict[str, Any]:
         f"Supports evidence for: {'; '.join(finding.supports)}" if finding.supports else None,
     )
     return {
-        "id": finding.check,
+        "id": line(finding.check),
         "name": "".join(part.capitalize() for part in finding.kind.split("_")),
-        "shortDescription": {"text": line(finding.statement, 250) or finding.check},
+        "shortDescription": {"text": line(finding.statement, 250) or line(finding.check)},
         "fullDescription": {"text": line(f"{KINDS[finding.kind]}: {criterion}. {finding.rationale}", 1000)},
         "help": {"text": help_text},
         "defaultConfiguration": {"level": _LEVELS[finding.severity]},
@@ -177,9 +177,9 @@ def _result(one: Judged, record: AuditRecord, rules: dict[str, int], record_sha2
     )
     interval = finding.measurement.interval
     result: dict[str, Any] = {
-        "ruleId": finding.check,
+        "ruleId": line(finding.check),
         "ruleIndex": rules[finding.check],
-        "guid": identifier(record_sha256, "result", finding.id),
+        "guid": identifier(record_sha256, "result", one.key),
         "kind": kind,
         # 3.27.10: a level is for failures only
         "level": _LEVELS[finding.severity] if kind == "fail" else "none",
