@@ -169,8 +169,8 @@ class Checks:
             clearance="" if clear is None else f"{clear:.6g}",
         )
 
-    def row(self, check: Check, shown: Sequence[Finding], labelled: bool) -> CheckRow:
-        """A check with some of its results."""
+    def row(self, check: Check, shown: Sequence[Finding], labelled: bool, alike: Check | None = None) -> CheckRow:
+        """A check with some of its results; `alike` is an earlier one with the same reason."""
         first, left_out = check.first, len(check.findings) - len(shown)
         others = [finding for finding in check.findings if finding not in shown]
         words = join(
@@ -187,7 +187,8 @@ class Checks:
             criterion=format_criterion(first.criterion, first.measurement.unit),
             severity=first.severity,
             class_name=first.class_name,
-            rationale=first.rationale,
+            rationale="" if alike else first.rationale,
+            same_reason=(alike.anchor, alike.first.check) if alike else None,
             results=tuple(self.result(f, labelled and f is shown[-1]) for f in shown),
             hidden=f"Not shown here: {words}." if left_out else "",
         )
@@ -201,9 +202,12 @@ class Checks:
             chosen = [
                 c for c in self.checks if c.first.measurement.unit == unit and (c.first.line == "counterfactual") == paired
             ]
-            rows = tuple(self.row(c, c.findings, False) for c in chosen)
+            rows, reasons = [], dict[str, Check]()
+            for c in chosen:
+                rows.append(self.row(c, c.findings, False, reasons.get(c.first.rationale)))
+                reasons.setdefault(c.first.rationale, c)
             if rows:
-                tables.append(CheckTable(caption, axis(self.domains[unit], self.palette, _TABLE_WIDTH), rows))
+                tables.append(CheckTable(caption, axis(self.domains[unit], self.palette, _TABLE_WIDTH), tuple(rows)))
         return tuple(tables)
 
     def view(self, check: Check, evidence: Callable[[Sequence[Finding]], tuple[EvidenceGroup, ...]]) -> CheckView:

@@ -86,7 +86,7 @@ class Gallery:
                 continue
             name = f"component {component.component}"
             pointers.append(Pointer(anchor, name, f"{self._concept(component)}, {self._share(component)}"))
-        return EvidenceGroup(title, tuple(views), tuple(pointers))
+        return EvidenceGroup(place.layer, title, tuple(views), tuple(pointers))
 
     def _concept(self, component: ComponentRecord) -> str:
         """What a component means, with its parts where it is divided among several concepts."""

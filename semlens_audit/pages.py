@@ -122,6 +122,9 @@ class CheckRow:
     severity: str
     class_name: str
     rationale: str
+    """Reason for the criterion; empty where `same_reason` is set."""
+    same_reason: tuple[str, str] | None
+    """Anchor and name of an earlier check of the table that has the same reason."""
     results: tuple[ResultRow, ...]
     hidden: str
     """What is said of results that the table leaves out; empty if it leaves out none."""
@@ -177,6 +180,7 @@ class Pointer:
 class EvidenceGroup:
     """Components of one layer that carry a check's result."""
 
+    layer: str
     title: str
     components: tuple[ComponentView, ...]
     pointers: tuple[Pointer, ...]

@@ -13,9 +13,9 @@ from semlens_audit.wording import NARROW, capital, count, format_date, format_va
 
 __all__ = ["gate_words", "summary"]
 
-_PAGE = 257.0
+_PAGE = 261.0
 """Height of page one on paper, mm, less a little slack; the heights below are measured on it."""
-_TITLE, _HEADLINE, _FACT, _LINE, _TABLE, _MORE, _PERSONS, _PERSON, _GATE = 38.0, 6.0, 1.5, 3.9, 20.0, 7.0, 19.0, 8.5, 12.0
+_TITLE, _HEADLINE, _FACT, _LINE, _TABLE, _MORE, _PERSONS, _PERSON, _GATE = 38.0, 6.0, 1.5, 3.9, 20.0, 7.0, 19.0, 8.5, 7.0
 _CHECK, _CHECK_LINE, _RESULT, _LABELLED = 6.5, 4.0, 8.9, 12.4
 _SUMMARY_PER_CHECK = 4
 _SUMMARY_AGREEMENT = 2
@@ -157,18 +157,14 @@ def summary(record: AuditRecord, checks: Checks) -> Summary:
         ),
         Fact(
             "How it was measured",
-            "Inside the network, each component (neuron) was given a meaning by the image regions that drive it "
-            "most; then the "
-            "share of each decision that flows through components of each meaning was measured. From outside, it was "
-            "measured how far the "
-            "decision moves when a concept is present.",
+            "Inside the network, each component (neuron) was given a meaning by the image regions that drive it most, and the share of "
+            "each decision that flows through components of each meaning was measured; from outside, how far the decision moves when a "
+            "concept is present.",
         ),
         Fact(
             "How sure it is",
-            f"Every number carries a {format_value('share', record.settings.confidence)} confidence interval. A "
-            "result is satisfied only if the "
-            "whole interval lies on the accepted side of its criterion, not satisfied only if it lies wholly beyond, "
-            "and otherwise inconclusive.",
+            f"Every number carries a {format_value('share', record.settings.confidence)} confidence interval, and the whole interval must "
+            "lie on the accepted side of its criterion. One that reaches over it is inconclusive, which is not a pass.",
         ),
     ]
     if record.qualification is not None:

@@ -182,7 +182,7 @@
         arrange();
         apply();
       }
-      if (target) for (let fold = target.closest("details"); fold; fold = fold.parentNode.closest("details")) fold.open = true;
+      if (target) for (let one = target.closest("details"); one; one = one.parentNode.closest("details")) one.open = true;
       if (target && (params || anchor)) target.scrollIntoView();
       keep(anchor);
     };
@@ -194,6 +194,14 @@
       choose(new URLSearchParams());
       changed();
       boxes[0].focus();
+    });
+    const fold = document.getElementById("fold");
+    const folds = [...document.querySelectorAll("details.proof")];
+    fold.hidden = folds.length === 0;
+    fold.addEventListener("click", () => {
+      const away = fold.getAttribute("aria-pressed") === "false";
+      fold.setAttribute("aria-pressed", String(away));
+      for (const one of folds) one.open = !away;
     });
     window.addEventListener("hashchange", arrive);
     form.hidden = false;

@@ -27,15 +27,19 @@ def released(record: AuditRecord) -> AuditRecord:
     """`record` as a release conditional on one waiver, with one result tolerated by policy where there is one."""
     failed = [f for f in record.findings if f.state == "not_satisfied"]
     open_ = [f for f in record.findings if f.state == "inconclusive"]
+    unmeasured = [f for f in record.findings if f.state == "not_measured"]
     waived, more = failed[: max(len(failed) - 1, 1)], failed[1:][-1:]
+    code = ExitCode.NOT_SATISFIED if more else ExitCode.INCOMPLETE if unmeasured else ExitCode.SATISFIED
     gate = GateRecord(
         fail_on="minor",
         on_inconclusive="pass",
         today="2025-11-21",
-        outcome="failed" if more else "conditional" if waived else "passed",
-        exit_code=ExitCode.NOT_SATISFIED if more else ExitCode.SATISFIED,
+        outcome="failed" if more else "incomplete" if unmeasured else "conditional" if waived else "passed",
+        exit_code=code,
         sentence=f"The release is stopped by {more[0].check}; {len(waived)} further results are waived until 1 March 2026."
         if more
+        else f"The audit is incomplete: {unmeasured[0].check} and {len(unmeasured) - 1} other results were not measured."
+        if unmeasured
         else "The release may go out on conditions: what is not satisfied is waived."
         if waived
         else "Nothing stops the release.",
