@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from semlens_audit import __version__, checks, lock, run_log, verdict
+from semlens_audit import __version__, checks, influence, lock, run_log, verdict
 from semlens_audit.catalogues import catalogues_of
 from semlens_audit.certificate import read_qualification
 from semlens_audit.confirmation import conclude, confirm
@@ -53,6 +53,7 @@ from semlens_audit.records import (
 )
 from semlens_audit.scenarios import Scenario, measure_scenarios, planned
 from semlens_audit.sensitivity import compare
+from semlens_audit.stages import stage_inputs
 from semlens_audit.standing import qualification_file, standing
 from semlens_audit.store import Store
 
@@ -74,6 +75,8 @@ class _Cached(BaseModel):
     subject: dict[str, Any]
     foundation: dict[str, Any]
     scenarios: tuple[Scenario, ...] = ()
+    influences: influence.Influences | None = None
+    """None, or of another version: computed anew from the evidence, nothing else being measured again."""
 
 
 def run(
@@ -135,7 +138,8 @@ def run(
         key = measurement_key(plan, stages, quantities, data.attributes, pairs=paired, groups=data.groups)
         key = key if comparisons else digest([key, "without comparisons"])
         payload = None if anew else store.get_measurement(key)
-        if payload is None:
+        cached = None if payload is None else _Cached.model_validate_json(payload)
+        if cached is None or cached.influences is None or cached.influences.version != influence.VERSION:
             evidence = load_evidence(plan, data, store)
             if evidence is None:
                 from semlens_audit.index import build  # brings torch in
@@ -146,13 +150,16 @@ def run(
                 raise IntegrityError(
                     "index-incomplete", "The store lacks evidence that was just written.", "Run the same command again."
                 )
-            payload = _measure(plan, data, evidence, quantities, progress, comparisons=comparisons).model_dump_json()
+            cached = cached or _measure(plan, data, evidence, quantities, progress, comparisons=comparisons)
+            moved = influence.influences(plan, data, evidence, cached.measurements, quantities)
+            payload = cached.model_copy(update={"influences": moved}).model_dump_json()
             store.put_measurement(key, payload)
-        cached = _Cached.model_validate_json(payload)
+            cached = _Cached.model_validate_json(payload)
+        definitions = influence.definitions(plan, stage_inputs(plan, data, store.file_digest)["probes"])
         interventions = intervene(
             plan, data, store, cached.measurements, key, stages, quantities, allow_code=allow_code, progress=progress
         )
-        record = _record(plan, data, cached, interventions, stages, command, now or datetime.now(UTC), held)
+        record = _record(plan, data, cached, interventions, stages, definitions, command, now or datetime.now(UTC), held)
         run_log.append(store, "audit" if counted else "repeat", _entry(plan, record, key))
     return record
 
@@ -208,6 +215,7 @@ def _record(
     cached: _Cached,
     ablated: Sequence[InterventionRecord],
     stages: dict[str, str],
+    definitions: Mapping[str, str],
     command: str,
     now: datetime,
     held: lock.Held | None = None,
@@ -229,6 +237,7 @@ def _record(
             hazard=concept.hazard,
             probe_auroc=measured.probe_auroc.get(concept.id),
             presence_auroc=measured.presence_auroc.get(concept.id),
+            definition_sha256=definitions[concept.id],
         )
         for concept in plan.spec.concepts
     )
@@ -324,6 +333,8 @@ def _record(
         images=images,
         documents=(*_documents(plan), *((held.document,) if held else ())),
         lock=held.record if held else None,
+        influences=cached.influences.records if cached.influences else (),
+        sample_groups=cached.influences.sample_groups if cached.influences else None,
         catalogues=catalogues_of((name for check in plan.spec.checks for name in check.supports), Path(plan.spec_file)),
     )
 

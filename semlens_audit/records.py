@@ -205,6 +205,9 @@ class ConceptRecord(Frozen):
     presence_auroc: float | None = None
     """How well the foundation model tells samples with the concept from those without, where an attribute column says which
     they are: area under the ROC curve, 0 to 1."""
+    definition_sha256: str | None = None
+    """Of what defines it for the foundation model: descriptions, prompt templates, bytes and boxes of example images, and of the
+    attribute column that says where it is; none in records of older versions."""
 
 
 class ReferenceImage(Frozen):
@@ -391,7 +394,7 @@ class AuditRecord(Frozen):
     change: ChangeRecord | None = None
     """None: there is no baseline."""
     influences: tuple[InfluenceRecord, ...] = ()
-    """What makes this record comparable with another on the same samples."""
+    """What makes this record comparable in pairs with another on the same samples, see `semlens_audit.influence`."""
     sample_groups: str | None = None
     """SHA-256 over which sample is in which group of `influences`; equal: the groups hold the same samples."""
 
