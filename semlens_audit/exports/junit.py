@@ -97,14 +97,15 @@ def _case(suite: ElementTree.Element, judged: Judged, record: AuditRecord) -> No
     finding = judged.finding
     case = _testcase(suite, judged.key, f"{record.audit.name}.{finding.class_name}")
     text = particulars(judged, record)
+    gist = block(finding.statement, finding.explanation)
     against = f"{measured(finding)}; criterion: {format_criterion(finding.criterion, finding.measurement.unit)}"
     match judged.disposition:
         case "failed":
-            _trouble(case, "failure", "not satisfied", against, text)
+            _trouble(case, "failure", "not satisfied", against, gist)
         case "inconclusive":
-            _trouble(case, "failure", "inconclusive", against, text)
+            _trouble(case, "failure", "inconclusive", against, gist)
         case "not_measured":
-            _trouble(case, "error", "not measured", measured(finding), text)
+            _trouble(case, "error", "not measured", measured(finding), gist)
         case "waived":
             reasons = [f"waived until {one.expires}, ticket {one.ticket}: {one.justification}" for one in judged.waivers]
             _trouble(case, "skipped", "waived", "; ".join(reasons) or "waived", "")

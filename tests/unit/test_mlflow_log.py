@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ def client(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     made.create_experiment("audits", artifact_location=(tmp_path_factory.mktemp("more")).as_uri())
     made.create_registered_model("moles")
     return made
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working directory, in which nothing is left."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield
+    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture
