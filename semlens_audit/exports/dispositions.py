@@ -8,16 +8,14 @@ from typing import Literal
 
 from semlens_audit.errors import ExitCode
 from semlens_audit.exports.plain import block, line
+from semlens_audit.gate import BAD
 from semlens_audit.records import AuditRecord, Finding
 from semlens_audit.release_records import WaiverRecord
 from semlens_audit.wording import KINDS, STATES, format_criterion, format_measured, join
 
-__all__ = ["BAD_WAIVERS", "Disposition", "Judged", "decision", "judge", "measured", "particulars", "refused_waivers", "where"]
+__all__ = ["Disposition", "Judged", "decision", "judge", "measured", "particulars", "refused_waivers", "where"]
 
 Disposition = Literal["passed", "failed", "inconclusive", "not_measured", "tolerated", "waived"]
-BAD_WAIVERS = ("expired", "exceeded", "unmatched", "invalid")
-"""States of a waiver that invalidate the release: exit code 5."""
-
 _CODES: dict[int, str] = {
     ExitCode.SATISFIED: "every check was evaluated and nothing stops the release",
     ExitCode.NOT_SATISFIED: "at least one check is not satisfied",
@@ -92,7 +90,7 @@ def _disposition(finding: Finding, waived: frozenset[str], tolerated: frozenset[
 
 def refused_waivers(record: AuditRecord) -> tuple[WaiverRecord, ...]:
     """Waivers that invalidate the release."""
-    return tuple(waiver for waiver in record.waivers if waiver.state in BAD_WAIVERS)
+    return tuple(waiver for waiver in record.waivers if waiver.state in BAD)
 
 
 def decision(record: AuditRecord) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from semlens_audit.errors import ExitCode
-from semlens_audit.exports.dispositions import BAD_WAIVERS, Judged, decision, judge, measured, particulars
+from semlens_audit.exports.dispositions import Judged, decision, judge, measured, particulars
 from semlens_audit.exports.plain import block, line, moment
+from semlens_audit.gate import BAD
 from semlens_audit.records import AuditRecord
 from semlens_audit.wording import format_criterion
 
@@ -120,7 +121,7 @@ def _gate_cases(suite: ElementTree.Element, record: AuditRecord, judged: tuple[J
     for number, waiver in enumerate(record.waivers, 1):
         name = "/".join(part for part in ("waiver", str(number), waiver.check, waiver.where) if part)
         case = _testcase(suite, name, "gate.waivers")
-        if waiver.state in BAD_WAIVERS:
+        if waiver.state in BAD:
             _trouble(case, "error", f"waiver {waiver.state}", waiver.sentence, "")
         said = f"{waiver.owner}, approved by {waiver.approver}, {waiver.created} to {waiver.expires}, ticket {waiver.ticket}"
         ElementTree.SubElement(case, "system-out").text = block(waiver.sentence, said, waiver.justification)

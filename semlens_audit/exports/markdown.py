@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from semlens_audit.exports.dispositions import BAD_WAIVERS, Disposition, Judged, decision, judge, measured, where
+from semlens_audit.exports.dispositions import Disposition, Judged, decision, judge, measured, where
 from semlens_audit.exports.plain import line
+from semlens_audit.gate import BAD
 from semlens_audit.plan import Severity
 from semlens_audit.records import AuditRecord
 from semlens_audit.release_records import WaiverRecord
@@ -121,7 +122,7 @@ def render(record: AuditRecord, record_sha256: str) -> str:
     if record.waivers:
         page.add("### Waivers\n\n")
         head = "| State | Check | Why | Owner | Approver | Expires | Ticket |\n| --- | --- | --- | --- | --- | --- | --- |\n"
-        ordered = sorted(record.waivers, key=lambda waiver: waiver.state not in BAD_WAIVERS)
+        ordered = sorted(record.waivers, key=lambda waiver: waiver.state not in BAD)
         page.table(head, map(_waiver, ordered), "waiver")
     _change(page, record)
     if passed := [one for one in judged if one.disposition == "passed"]:
@@ -174,7 +175,7 @@ def _row(one: Judged) -> str:
 
 
 def _waiver(waiver: WaiverRecord) -> str:
-    mark = "✗" if waiver.state in BAD_WAIVERS else "•"
+    mark = "✗" if waiver.state in BAD else "•"
     target = "/".join(part for part in (waiver.check, waiver.where) if part)
     state = f"{mark} {waiver.state.replace('_', ' ')}"
     words = (target, waiver.sentence, waiver.owner, waiver.approver, waiver.expires, waiver.ticket)

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from hypothesis import strategies as st
 from lxml import etree
 from typer.testing import CliRunner
 
-from semlens_audit import engine, exports
+from semlens_audit import engine, exports, gate
 from semlens_audit.cli import app
 from semlens_audit.errors import ExitCode, UsageError
 from semlens_audit.exports import markdown, plain
 from semlens_audit.measured import State
+from semlens_audit.plan import Severity
 from semlens_audit.records import AuditRecord, Finding
 from semlens_audit.release_records import BaselineRecord, ChangeEntry, ChangeRecord, GateRecord, WaiverRecord
+from semlens_audit.waivers import Scope, Waiver
 from tests.golden.sample_record import measured, sample, small
 
 SCHEMAS = Path(__file__).resolve().parents[3] / "shared" / "schemas"
@@ -260,7 +263,7 @@ STATES: tuple[State, ...] = ("satisfied", "not_satisfied", "inconclusive", "not_
 
 @st.composite
 def decided(draw: st.DrawFn) -> AuditRecord:
-    """A record whose gate was decided by the rules that the gate documents, here in a few plain lines."""
+    """Made-up findings and waivers, decided by the gate itself."""
     base = small()
     kinds = {
         "satisfied": measured("reliance", "share", 0.1, 0.02),
@@ -268,70 +271,47 @@ def decided(draw: st.DrawFn) -> AuditRecord:
         "inconclusive": measured("reliance", "share", 0.15, 0.02),
         "not_measured": base.findings[1].measurement,
     }
-    states = draw(st.lists(st.sampled_from(STATES), max_size=6))
-    weight = {"minor": 0, "major": 1, "critical": 2}
-    fail_on = draw(st.sampled_from(sorted(weight)))
-    on_inconclusive = draw(st.sampled_from(["inconclusive", "fail", "pass"]))
-    findings, stopped, tolerated, granted, bad = [], [], [], [], False
-    waivers = []
-    for number, state in enumerate(states):
-        severity = draw(st.sampled_from(sorted(weight)))
-        finding = base.findings[0].model_copy(
-            update={"check": f"c{number}", "state": state, "severity": severity, "measurement": kinds[state]}
+    severities: tuple[Severity, ...] = ("minor", "major", "critical")
+    findings, waivers = [], []
+    for number, state in enumerate(draw(st.lists(st.sampled_from(STATES), max_size=6))):
+        more = {"check": f"c{number}", "state": state, "severity": draw(st.sampled_from(severities)), "measurement": kinds[state]}
+        findings.append(base.findings[0].model_copy(update=more))
+    day = date(2025, 11, 1)
+    for number in draw(st.lists(st.integers(0, 6), max_size=4)):
+        waivers.append(
+            Waiver(
+                check=f"c{number}",
+                scope=Scope(model_sha256=base.subject.weights_sha256),
+                justification="The ruler is cropped away before the model sees the picture.",
+                owner="Ada",
+                approver=draw(st.sampled_from(["Max", "Max", "Max", "Ada"])),
+                created=day,
+                expires=day + timedelta(days=draw(st.sampled_from([10, 100]))),
+                ticket="QA-1",
+                revalidate_on="new weights",
+                ceiling=draw(st.sampled_from([0.5, 0.7])),
+            )
         )
-        findings.append(finding)
-        if state == "satisfied":
-            continue
-        light = weight[severity] < weight[fail_on] or (state == "inconclusive" and on_inconclusive == "pass")
-        if state != "not_measured" and light:
-            tolerated.append(finding.id)
-        elif state != "not_measured" and draw(st.booleans()):
-            expired = draw(st.booleans())
-            bad |= expired
-            (stopped if expired else granted).append(finding.id)
-            fields = {"state": "expired"} if expired else {"findings": (finding.id,)}
-            waivers.append(waiver(check=finding.check, **fields))
-        else:
-            stopped.append(finding.id)
-    open_states = {finding.state for finding in findings if finding.id in stopped}
-    if bad:
-        code, outcome = ExitCode.WAIVER, "invalid_waiver"
-    elif "not_satisfied" in open_states or ("inconclusive" in open_states and on_inconclusive == "fail"):
-        code, outcome = ExitCode.NOT_SATISFIED, "failed"
-    elif "not_measured" in open_states or not findings:
-        code, outcome = ExitCode.INCOMPLETE, "incomplete"
-    elif open_states:
-        code, outcome = ExitCode.INCONCLUSIVE, "inconclusive"
-    else:
-        code, outcome = ExitCode.SATISFIED, "conditional" if granted else "passed"
-    made = base.model_copy(update={"findings": tuple(findings), "waivers": tuple(waivers), "images": {}, "class_layers": ()})
-    return gated(
-        made,
-        fail_on=fail_on,
-        on_inconclusive=on_inconclusive,
-        stopped_by=tuple(stopped),
-        tolerated=tuple(tolerated),
-        waived=tuple(granted),
-        exit_code=code,
-        outcome=outcome,
-    )
+    policy = gate.Policy(draw(st.sampled_from(severities)), draw(st.sampled_from(["inconclusive", "fail", "pass"])))
+    made = base.model_copy(update={"findings": tuple(findings), "images": {}, "class_layers": ()})
+    return gate.apply(made, waivers, policy, day + timedelta(days=draw(st.sampled_from([0, 20]))))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(decided())
 def test_counts_and_exit_code_agree_in_every_format(record: AuditRecord) -> None:
     code = int(record.exit_code)
-    gate = record.gate
-    assert gate is not None
+    decision = record.gate
+    assert decision is not None
     root = suites(record)
     by_name = {case.get("name"): case for case in root.iter("testcase")}
     for finding in record.findings:
         tags = {child.tag for child in by_name[finding.id]} - {"system-out"}
         expected = (
             set()
-            if finding.state == "satisfied" or finding.id in gate.tolerated
+            if finding.state == "satisfied" or finding.id in decision.tolerated
             else {"skipped"}
-            if finding.id in gate.waived
+            if finding.id in decision.waived
             else {"error"}
             if finding.state == "not_measured"
             else {"failure"}
@@ -339,26 +319,26 @@ def test_counts_and_exit_code_agree_in_every_format(record: AuditRecord) -> None
         assert tags == expected
     stops = int(root.get("failures")) + int(root.get("errors"))
     assert (stops > 0) == (code != 0)
-    waivers = sum(one.state == "expired" for one in record.waivers)
-    assert stops == len(gate.stopped_by) + waivers + (not record.findings)
+    waivers = sum(one.state in gate.BAD for one in record.waivers)
+    assert stops == len(decision.stopped_by) + waivers + (not record.findings)
     assert int(root.get("tests")) == len(record.findings) + len(record.waivers) + (not record.findings)
     run = json.loads(exports.render(record, "sarif"))["runs"][0]
     assert run["invocations"][0]["exitCode"] == code
     suppressed = [result["ruleId"] for result in run["results"] if result["suppressions"]]
-    assert suppressed == [finding.check for finding in record.findings if finding.id in gate.waived]
+    assert suppressed == [finding.check for finding in record.findings if finding.id in decision.waived]
     alerts = json.loads(exports.render(record, "code-scanning"))["runs"][0]["results"]
     assert {alert["properties"]["finding"] for alert in alerts} == {f.id for f in record.findings if f.state != "satisfied"}
     stopping = ("failed", "inconclusive", "not_measured")
     graver = {alert["properties"]["finding"] for alert in alerts if alert["properties"]["disposition"] in stopping}
-    assert graver == set(gate.stopped_by)
+    assert graver == set(decision.stopped_by)
     results = json.loads(exports.render(record, "oscal"))["assessment-results"]["results"][0]
     assert {p["value"] for p in results["props"] if p["name"] == "exit-code"} == {str(code)}
-    assert sum(r["status"] == "deviation-approved" for r in results.get("risks", ())) == len(gate.waived)
+    assert sum(r["status"] == "deviation-approved" for r in results.get("risks", ())) == len(decision.waived)
     bom = json.loads(exports.render(record, "cyclonedx"))
     assert {"name": "semlens-audit:exit_code", "value": str(code)} in bom["properties"]
     summary = exports.render(record, "summary")
     assert f"exit code {code}." in summary
-    assert summary.count("| stops the release |") == len(gate.stopped_by)
+    assert summary.count("| stops the release |") == len(decision.stopped_by)
 
 
 def test_sarif_says_states_in_its_own_terms() -> None:
