@@ -1,0 +1,65 @@
+"""From what was found to what a release hangs on: waivers, the gate's decision.
+
+A pure function of its arguments: files are read by `semlens_audit.results`, and the only date is the one that it is given.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+
+from semlens_audit import gate
+from semlens_audit.errors import IntegrityError
+from semlens_audit.records import AuditRecord
+from semlens_audit.release_policy import Policy
+from semlens_audit.waivers import Declared
+
+__all__ = ["complete", "day_of"]
+
+
+def day_of(record: AuditRecord) -> date:
+    """Day on which an audit ran, by UTC.
+
+    Raises
+    ------
+    IntegrityError
+        ``invalid-time``: the record states no time.
+    """
+    try:
+        moment = datetime.fromisoformat(record.created)
+    except ValueError as error:
+        said = f"The record's time is none: {record.created[:40]}."
+        raise IntegrityError("invalid-time", said, "Take the file as `run` wrote it.") from error
+    return moment.replace(tzinfo=UTC).date() if moment.tzinfo is None else moment.astimezone(UTC).date()
+
+
+def complete(
+    record: AuditRecord,
+    *,
+    policy: Policy,
+    declared: Declared | None = None,
+    today: date | None = None,
+) -> AuditRecord:
+    """`record` with the release decided.
+
+    Parameters
+    ----------
+    record
+        What was found. Waivers, gate and the waivers file that it may have are replaced.
+    policy
+        What stops the release.
+    declared
+        Waivers; their file becomes part of the record. ``None``: none are declared.
+    today
+        Date on which waivers are judged; default: the day on which the audit ran.
+
+    Raises
+    ------
+    IntegrityError
+        ``invalid-time``, see `day_of`.
+    """
+    documents = tuple(document for document in record.documents if document.kind != "waivers")
+    if declared is not None:
+        documents = (*documents, declared.document)
+    record = record.model_copy(update={"documents": documents})
+    waivers, lines = (declared.waivers, declared.lines) if declared is not None else ((), ())
+    return gate.apply(record, waivers, policy, today or day_of(record), lines=lines)
