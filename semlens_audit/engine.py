@@ -334,7 +334,6 @@ def _record(
         documents=(*_documents(plan), *((held.document,) if held else ())),
         lock=held.record if held else None,
         influences=cached.influences.records if cached.influences else (),
-        sample_groups=cached.influences.sample_groups if cached.influences else None,
         catalogues=catalogues_of((name for check in plan.spec.checks for name in check.supports), Path(plan.spec_file)),
     )
 

@@ -1,20 +1,19 @@
-"""How much each group of samples moves each measured value: what makes two audits on the same samples comparable in pairs.
+"""How each measured value moves with the samples it rests on: what makes two audits on the same samples comparable in pairs.
 
-Shapes use C audited classes, G groups, K components, N samples, U independent units.
+Shapes use B draws, G groups, J concepts, K components, N samples, U independent units.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from semlens_audit import behaviour, scores
+from semlens_audit.assignment import AssignedLayer, assign_layer, draw_units
 from semlens_audit.checks import LINES, Quantity
 from semlens_audit.data import DataSet
 from semlens_audit.digest import digest
@@ -23,17 +22,16 @@ from semlens_audit.evidence import Evidence
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
 from semlens_audit.presence import Presence
-from semlens_audit.records import ClassLayer, Measurement
 from semlens_audit.release_records import InfluenceRecord
-from semlens_audit.units import count_units
+from semlens_audit.units import count_units, effective_units, spread_factor
 
-__all__ = ["GROUPS", "VERSION", "Influences", "definitions", "influence_values", "influences", "unit_groups"]
+__all__ = ["LENGTH", "VERSION", "Influences", "definitions", "influence_values", "influences", "unit_groups"]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a change here changes a number; what the store keeps under another version is computed anew."""
 
-GROUPS = 512
-"""Most groups that units are folded into. A correlation of 0.9 that rests on so many is told to within 0.01."""
+LENGTH = 512
+"""Most numbers that are kept of a quantity: a correlation of 0.5 that rests on so many is told to within 0.03."""
 
 _NUDGE = 1e-4
 """How much a unit's weight is raised to see how the estimate follows: small beside 1, large beside rounding."""
@@ -46,26 +44,27 @@ class Influences(BaseModel):
 
     version: int
     records: tuple[InfluenceRecord, ...]
-    sample_groups: str
 
 
 def influences(
     plan: AuditPlan, data: DataSet, evidence: Evidence, measured: Measurements, quantities: Sequence[Quantity]
 ) -> Influences:
-    """Empirical influence of the independent units of the data on each quantity that was measured.
+    """How each quantity that was measured moves with the samples.
 
-    The value of unit u says how far the estimate would move if u were left out, with the sign turned: the jackknife's
-    ``theta - theta_(u)``, up to terms of order 1 / U^2, in the infinitesimal form of Jaeckel (Bell Laboratories memorandum
-    MM 72-1215-11, 1972; Efron and Tibshirani 1993, chapter 21). The sum of squares is the sampling variance. Sums of products
-    with the influences that the same units have on another model's value give the covariance of both, which is what pairing is.
+    Two audits of different models on the same samples err together, as far as the same samples mislead them. The covariance of two
+    values is the inner product of their vectors:
 
-    - *Reliance, unexplained relevance, clarity*: means over a class's samples of what each sample's shares of relevance give,
-      the meaning of components being held. What resampled reference samples and random crops add to the interval goes into
-      `InfluenceRecord.residual`: two models have other components, other reference samples, and nothing to pair there.
-    - *Behavioural effect*: derivative of the least-squares estimate by the weight of a unit, with the corrections for leverage
-      and for degrees of freedom that its interval has (`semlens_audit.behaviour.effects`).
-    - *Subgroup gap, difference in presence*: differences of two means of zeros and ones.
-    - *Pair effect*: mean over pairs; its groups are of pairs, not of samples.
+    - *Reliance, unexplained relevance, clarity*: the vector holds the first draws of the bootstrap that their interval rests on,
+      minus their mean, over the root of their number. Draws weigh the same units alike in both audits, be it as test
+      samples, as reference samples of components or as where random crops come from: a paired bootstrap (Efron and Tibshirani
+      1993, section 8.3).
+    - *Behavioural effect*: the empirical influence of each independent unit, that is the derivative of the least-squares estimate
+      by the weight of the unit, with the corrections for leverage and degrees of freedom that its interval has
+      (`semlens_audit.behaviour.effects`). It is the jackknife's ``theta - theta_(u)`` in its infinitesimal form (Jaeckel, Bell
+      Laboratories memorandum MM 72-1215-11, 1972; Efron and Tibshirani 1993, chapter 21). The sum of squares is the sampling
+      variance.
+    - *Subgroup gap, difference in presence*: the same of a difference between two means of zeros and ones.
+    - *Pair effect*: the same of a mean over pairs; its groups are of pairs, not of samples.
 
     Of a quantity whose size counts, the influences are those on the signed value. Quantities that were not measured have none.
 
@@ -75,36 +74,48 @@ def influences(
         The audit.
     data
         Its test data; the same samples as in `evidence`.
+    evidence
+        What was measured on.
     measured
-        What was measured on `evidence`.
+        What was measured.
     quantities
         What the checks ask for.
     """
     digests = [sample.sha256 for sample in data.samples]
     groups, identity = unit_groups(evidence.units, digests)
     found: list[InfluenceRecord] = []
-    samples = _Samples(plan, evidence, measured)
-    # one class and layer after the other, whose shares are then read once
-    for quantity in sorted(quantities, key=lambda one: (one.class_name, one.layer or "")):
-        measurement = measured.quantities.get(quantity.key)
-        if measurement is None or measurement.value is None:
-            continue
+    outputs = _Outputs(plan, evidence)
+    asked = [quantity for quantity in quantities if _measured(measured, quantity)]
+    for quantity in asked:
         if quantity.kind == "pair_effect":
-            by_unit, places = _pairs(plan, data, evidence, quantity)
-            residual = 0.0
-        else:
-            by_unit = samples.of(quantity)
-            places = groups
-            residual = _residual(measurement, by_unit) if quantity.kind not in LINES else 0.0
-        found.append(_record(quantity.key, by_unit, places, residual))
-    return Influences(version=VERSION, records=tuple(found), sample_groups=identity)
+            by_unit, places, pairs = _pairs(data, evidence, quantity)
+            found.append(_record(quantity, "pairs", pairs, _folded(by_unit, places)))
+        elif quantity.kind in LINES:
+            found.append(_record(quantity, "samples", identity, _folded(outputs.of(quantity), groups)))
+    weights = draw_units(plan, evidence)
+    drawn = digest(
+        {
+            "version": VERSION,
+            "seed": plan.audit.seed,
+            "draws": weights.shape[1],
+            "units": sorted([sha256, unit] for sha256, unit in zip(digests, evidence.units.tolist(), strict=True)),
+        }
+    )
+    for source in evidence.layers:
+        inside = [quantity for quantity in asked if quantity.layer == source.layer]
+        if inside:
+            layer = assign_layer(plan, evidence, source, measured.unrecognised, weights)
+            for quantity in inside:
+                draws = _draws(plan, evidence, layer, quantity, weights)[:LENGTH]
+                found.append(_record(quantity, "draws", drawn, (draws - draws.mean()) / np.sqrt(len(draws))))
+    return Influences(version=VERSION, records=tuple(found))
 
 
 def unit_groups(units: np.ndarray, digests: Sequence[str]) -> tuple[np.ndarray, str]:
     """Group of each independent unit, whatever order or number the samples have.
 
-    Up to `GROUPS` units are each a group of their own, in the order of their content; more are spread over `GROUPS` by a digest
-    of their content.
+    Up to `LENGTH` units are each a group of their own, in the order of their content; more are spread over `LENGTH` groups by a
+    digest of their content.
 
     Parameters
     ----------
@@ -125,14 +136,14 @@ def unit_groups(units: np.ndarray, digests: Sequence[str]) -> tuple[np.ndarray, 
         members.setdefault(unit, []).append(sha256)
     keys = {unit: digest(sorted(held)) for unit, held in members.items()}
     groups = np.full(int(units.max(initial=-1)) + 1, -1, dtype=np.int64)
-    if len(keys) <= GROUPS:
+    if len(keys) <= LENGTH:
         for place, unit in enumerate(sorted(keys, key=lambda one: (keys[one], one))):
             groups[unit] = place
     else:
         for unit, key in keys.items():
-            groups[unit] = int(key[:12], 16) % GROUPS
+            groups[unit] = int(key[:12], 16) % LENGTH
     table = sorted([sha256, int(groups[unit])] for unit, held in members.items() for sha256 in held)
-    return groups, digest({"version": VERSION, "groups": GROUPS, "table": table})
+    return groups, digest({"version": VERSION, "groups": LENGTH, "table": table})
 
 
 def definitions(plan: AuditPlan, probes: Mapping[str, Any]) -> dict[str, str]:
@@ -163,139 +174,111 @@ def definitions(plan: AuditPlan, probes: Mapping[str, Any]) -> dict[str, str]:
 
 
 def influence_values(record: InfluenceRecord) -> np.ndarray:
-    """(G,) float64 influences that a record holds.
+    """(length,) float64 numbers that a record holds.
 
     Raises
     ------
     ValueError
-        If the text is no base64 of as many finite numbers as the record has groups.
+        If the text is no base64 of as many finite numbers as the record says.
     """
     raw = base64.b64decode(record.values.encode("ascii"), validate=True)
-    if len(raw) != 4 * record.groups:
-        raise ValueError(f"{len(raw)} bytes of influences on {record.quantity}, {4 * record.groups} needed")
+    if len(raw) != 4 * record.length:
+        raise ValueError(f"{len(raw)} bytes of influences on {record.quantity}, {4 * record.length} needed")
     values = np.frombuffer(raw, dtype="<f4").astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"influences on {record.quantity} that are not finite")
     return values
 
 
-def _record(key: str, by_unit: np.ndarray, groups: np.ndarray, residual: float) -> InfluenceRecord:
-    """Fold units into groups, so that squares still add up to the sampling variance."""
+def _measured(measured: Measurements, quantity: Quantity) -> bool:
+    found = measured.quantities.get(quantity.key)
+    return found is not None and found.value is not None
+
+
+def _record(quantity: Quantity, basis: Any, identity: str, values: np.ndarray) -> InfluenceRecord:
+    text = base64.b64encode(values.astype("<f4").tobytes()).decode("ascii")
+    return InfluenceRecord(quantity=quantity.key, basis=basis, basis_sha256=identity, length=len(values), values=text)
+
+
+def _folded(by_unit: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Sums over the units of each group, scaled so that squares still add up to the sampling variance."""
     held = groups >= 0
     folded = np.bincount(groups[held], weights=by_unit[held], minlength=int(groups.max(initial=0)) + 1)
     squares, kept = float((by_unit[held] ** 2).sum()), float((folded**2).sum())
-    if kept > 0.0:
-        folded *= np.sqrt(squares / kept)
-    text = base64.b64encode(folded.astype("<f4").tobytes()).decode("ascii")
-    return InfluenceRecord(quantity=key, groups=len(folded), values=text, residual=residual)
+    return folded * np.sqrt(squares / kept) if kept > 0.0 else folded
 
 
-def _residual(measurement: Measurement, by_unit: np.ndarray) -> float:
-    """Standard error that the interval has beyond what the choice of samples explains.
-
-    The wider side of the interval counts: an end that is cut at the least or largest possible value says nothing of the spread.
-    """
-    interval, value = measurement.interval, measurement.value
-    if interval is None or value is None:
-        return 0.0
-    reach = max(value - interval.low, interval.high - value) / NormalDist().inv_cdf((1.0 + interval.level) / 2.0)
-    return float(np.sqrt(max(reach**2 - float((by_unit**2).sum()), 0.0)))
-
-
-def _summed(values: np.ndarray, units: np.ndarray, count: int) -> np.ndarray:
+def _on_mean(values: np.ndarray, units: np.ndarray, count: int) -> np.ndarray:
     """(count,) influence of each unit on the mean of `values`, whose sum of squares is the unbiased variance of that mean."""
     n, independent = len(values), count_units(units)
     sums = np.bincount(units, weights=(values - values.mean()) / n, minlength=count)
     return sums * np.sqrt(independent / max(independent - 1, 1))
 
 
-@dataclass
-class _Samples:
-    """Influences of test samples, by unit; what several quantities share is computed once."""
+def _draws(plan: AuditPlan, evidence: Evidence, layer: AssignedLayer, quantity: Quantity, weights: np.ndarray) -> np.ndarray:
+    """(B,) draws that the interval of a quantity inside the model rests on, as `semlens_audit.measure` makes them."""
+    position = evidence.class_names.index(quantity.class_name)
+    rows = np.flatnonzero(evidence.labels == evidence.audited[position])
+    shares = scores.relevance_shares(layer.source.relevance[rows, position])
+    carried = shares.sum(axis=1) > 0
+    shares, units = shares[carried], evidence.units[rows[carried]]
+    own = weights[units].T.astype(np.float64)
+    worth = effective_units(units[None], np.ones((1, len(units)), dtype=bool))[0]
+    mean = shares.mean(axis=0)
+    drawn = mean + ((own / own.sum(axis=1, keepdims=True)) @ shares - mean) * spread_factor(worth)
+    if quantity.kind == "clarity":
+        known = ~np.isnan(layer.clarity) & ~layer.source.dead
+        return (drawn[:, known] * layer.clarity_draws[:, known]).sum(axis=1) / drawn[:, known].sum(axis=1)
+    meant = np.matmul(drawn[:, None], layer.weight_draws.astype(np.float32))[:, 0]
+    if quantity.kind == "unexplained_relevance":
+        return 1.0 - meant.sum(axis=1)
+    names = [concept.id for concept in plan.spec.concepts]
+    return meant[:, [names.index(name) for name in quantity.concepts]].sum(axis=1)
 
-    plan: AuditPlan
-    evidence: Evidence
-    measured: Measurements
 
-    def __post_init__(self) -> None:
-        self._count = int(self.evidence.units.max(initial=-1)) + 1
+class _Outputs:
+    """Influences on quantities of the model's outputs and of the data; what several of them share is computed once."""
+
+    def __init__(self, plan: AuditPlan, evidence: Evidence) -> None:
+        self._plan, self._evidence = plan, evidence
+        self._count = int(evidence.units.max(initial=-1)) + 1
         self._presences: tuple[list[Presence], dict[int, Presence]] | None = None
-        self._shares: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
         self._effects: dict[tuple[str, bool, tuple[int, ...]], list[np.ndarray | None]] = {}
 
     def of(self, quantity: Quantity) -> np.ndarray:
         """(U,) influence of each unit on a quantity that was measured."""
-        if quantity.kind == "behavioural_effect":
-            return self._effect(quantity)
-        if quantity.kind in ("subgroup_gap", "concept_presence"):
-            return self._difference(quantity)
-        return self._relevance(quantity)
-
-    def _relevance(self, quantity: Quantity) -> np.ndarray:
-        place = next(
-            one for one in self.measured.class_layers if (one.class_name, one.layer) == (quantity.class_name, quantity.layer)
-        )
-        shares, units = self._carried(place)
-        names = [concept.id for concept in self.plan.spec.concepts]
-        meaning = np.zeros((shares.shape[1], len(names)))
-        clarity = np.full(shares.shape[1], np.nan)
-        for component in place.components:
-            meaning[component.component] = [component.meaning.get(name, 0.0) for name in names]
-            if component.clarity is not None and not component.dead:
-                clarity[component.component] = component.clarity
-        if quantity.kind == "clarity":
-            known = ~np.isnan(clarity)
-            total = float(shares[:, known].sum(axis=1).mean())
-            mean = float((shares[:, known] @ clarity[known]).mean()) / total
-            return _summed(shares[:, known] @ (clarity[known] - mean) / total, units, self._count)
-        if quantity.kind == "unexplained_relevance":
-            return _summed(-(shares @ meaning.sum(axis=1)), units, self._count)
-        chosen = [names.index(name) for name in quantity.concepts]
-        return _summed(shares @ meaning[:, chosen].sum(axis=1), units, self._count)
-
-    def _carried(self, place: ClassLayer) -> tuple[np.ndarray, np.ndarray]:
-        """Shares (n, K) of the samples of a class that relevance reaches in a layer, and their units (n,)."""
-        key = (place.class_name, place.layer)
-        if key not in self._shares:
-            position = self.evidence.class_names.index(place.class_name)
-            source = next(layer for layer in self.evidence.layers if layer.layer == place.layer)
-            rows = np.flatnonzero(self.evidence.labels == self.evidence.audited[position])
-            shares = scores.relevance_shares(source.relevance[rows, position])
-            carried = shares.sum(axis=1) > 0
-            self._shares = {key: (shares[carried], self.evidence.units[rows[carried]])}
-        return self._shares[key]
+        return self._effect(quantity) if quantity.kind == "behavioural_effect" else self._difference(quantity)
 
     def _where(self) -> tuple[list[Presence], dict[int, Presence]]:
         if self._presences is None:
-            self._presences = concept_presences(self.plan, self.evidence)
+            self._presences = concept_presences(self._plan, self._evidence)
         return self._presences
+
+    def _index(self, concept: str) -> int:
+        return [one.id for one in self._plan.spec.concepts].index(concept)
+
+    def _class(self, name: str) -> int:
+        return self._evidence.audited[self._evidence.class_names.index(name)]
 
     def _difference(self, quantity: Quantity) -> np.ndarray:
         """Influence on a difference between two shares of samples."""
-        seen, told = self._where()
-        index = [concept.id for concept in self.plan.spec.concepts].index(quantity.concepts[0])
-        presence = told.get(index, seen[index])
-        own = self.evidence.labels == self.evidence.audited[self.evidence.class_names.index(quantity.class_name)]
+        (seen, told), index = self._where(), self._index(quantity.concepts[0])
+        presence, evidence = told.get(index, seen[index]), self._evidence
+        own = evidence.labels == self._class(quantity.class_name)
         present = presence.present & presence.known
         if quantity.kind == "subgroup_gap":
-            hit = (
-                self.evidence.logits.argmax(axis=1)
-                == self.evidence.audited[self.evidence.class_names.index(quantity.class_name)]
-            )
-            first, second = own & present, own & presence.known & ~present
+            hit = evidence.logits.argmax(axis=1) == self._class(quantity.class_name)
+            groups = own & present, own & presence.known & ~present
         else:
             hit = present
-            first, second = own & presence.known, ~own & presence.known
-        units = self.evidence.units
-        return _summed(hit[first].astype(np.float64), units[first], self._count) - _summed(
-            hit[second].astype(np.float64), units[second], self._count
-        )
+            groups = own & presence.known, ~own & presence.known
+        first, second = (_on_mean(hit[group].astype(np.float64), evidence.units[group], self._count) for group in groups)
+        return np.asarray(first - second)
 
     def _effect(self, quantity: Quantity) -> np.ndarray:
         """Influence on the effect that a check is held against, regressed as `semlens_audit.effect_measure` does."""
-        seen, told = self._where()
-        concepts = self.plan.spec.concepts
-        index = [concept.id for concept in concepts].index(quantity.concepts[0])
+        (seen, told), index = self._where(), self._index(quantity.concepts[0])
+        concepts = self._plan.spec.concepts
         by_attributes = index in told
         presences = [told.get(row, seen[row]) for row in range(len(concepts))] if by_attributes else seen
         telling = [row for row, concept in enumerate(concepts) if concept.role_for(quantity.class_name) != "neutral"]
@@ -310,15 +293,15 @@ class _Samples:
 
     def _regressed(self, class_name: str, presences: list[Presence]) -> list[np.ndarray | None]:
         """(U,) influence of each unit on every effect of one regression; None for what has no estimate."""
-        settings, units = self.plan.audit.measurement, self.evidence.units
+        settings, units = self._plan.audit.measurement, self._evidence.units
         usable = np.ones(len(units), dtype=bool)
         for presence in presences:
             if count_units(units[presence.known]) >= settings.minimum_samples:
                 usable &= presence.known
         counted = np.unique(units[usable])
         results = behaviour.effects(
-            behaviour.class_margin(self.evidence.logits, self.evidence.audited[self.evidence.class_names.index(class_name)]),
-            self.evidence.labels,
+            behaviour.class_margin(self._evidence.logits, self._class(class_name)),
+            self._evidence.labels,
             presences,
             bootstrap=len(counted),
             minimum_cell=settings.minimum_counterexamples,
@@ -357,8 +340,8 @@ class _Nudges(np.random.Generator):
         return weights
 
 
-def _pairs(plan: AuditPlan, data: DataSet, evidence: Evidence, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
-    """Influence of each independent unit of pairs on a pair effect, and the units' groups."""
+def _pairs(data: DataSet, evidence: Evidence, quantity: Quantity) -> tuple[np.ndarray, np.ndarray, str]:
+    """Influence of each independent unit of pairs on a pair effect, the units' groups, and what identifies these."""
     if evidence.pairs is None or data.pairs is None:
         raise ValueError(f"{quantity.key} was measured without pairs")
     pairs = evidence.pairs
@@ -369,5 +352,5 @@ def _pairs(plan: AuditPlan, data: DataSet, evidence: Evidence, quantity: Quantit
     means = np.bincount(place, weights=change) / np.bincount(place)
     chosen = [data.pairs.pairs[row] for row in rows.tolist()]
     contents = [digest([data.pairs.digests[pair.without], data.pairs.digests[pair.present]]) for pair in chosen]
-    groups, _ = unit_groups(place, contents)
-    return _summed(means, np.arange(len(means)), len(means)), groups
+    groups, identity = unit_groups(place, contents)
+    return _on_mean(means, np.arange(len(means)), len(means)), groups, identity

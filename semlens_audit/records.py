@@ -395,8 +395,6 @@ class AuditRecord(Frozen):
     """None: there is no baseline."""
     influences: tuple[InfluenceRecord, ...] = ()
     """What makes this record comparable in pairs with another on the same samples, see `semlens_audit.influence`."""
-    sample_groups: str | None = None
-    """SHA-256 over which sample is in which group of `influences`; equal: the groups hold the same samples."""
 
     def concept(self, identifier: str) -> ConceptRecord:
         """The concept with that id."""

@@ -196,12 +196,17 @@ class CatalogueRecord(Frozen):
 
 
 class InfluenceRecord(Frozen):
-    """How much each group of samples moves one measured value; what makes two audits on the same samples comparable in pairs."""
+    """How one measured value moves with the samples it rests on; what makes two audits on the same samples comparable in pairs.
+
+    The inner product of two such vectors of the same basis is the covariance of the two values, see `semlens_audit.influence`.
+    """
 
     quantity: str
     """Key of the quantity, see `semlens_audit.checks.Quantity`."""
-    groups: int = Field(ge=1)
+    basis: Literal["samples", "pairs", "draws"]
+    """What the numbers belong to: groups of samples, groups of counterfactual pairs, or bootstrap draws of the samples."""
+    basis_sha256: str
+    """Over which sample is in which group, or drawn how often; equal: the numbers of two records belong to the same."""
+    length: int = Field(ge=1)
     values: str
-    """Base64 of `groups` little-endian float32, in the measurement's unit: influence of each group of samples on the value."""
-    residual: float = Field(ge=0)
-    """Standard error that does not come from which samples were drawn (reference samples, crops), in the unit."""
+    """Base64 of `length` little-endian float32, in the measurement's unit."""
