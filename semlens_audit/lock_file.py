@@ -136,7 +136,9 @@ def write(lock: Lock, path: Path) -> None:
     text = json.dumps({**lock.model_dump(mode="json"), "sha256": lock.sha256}, indent=1, ensure_ascii=False) + "\n"
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x", encoding="utf-8", newline="\n") as stream:  # never through a link that lies there
+            stream.write(text)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -156,6 +158,8 @@ def read(path: Path) -> Lock:
 
 def load(path: Path) -> bytes:
     """Bytes of a lock's file; see `read` for what it raises."""
+    if path.exists() and not path.is_file():
+        raise _damaged("it is no file", path)
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)

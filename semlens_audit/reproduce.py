@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from semlens_audit import engine
 from semlens_audit.agreement import TOLERANCE, Agreement, agree
 from semlens_audit.audit_rules import check_audit
+from semlens_audit.confinement import confined
 from semlens_audit.data import DataSet, open_data
 from semlens_audit.digest import digest_bytes, digest_file
 from semlens_audit.errors import ExecutionError, IntegrityError, Problem, SpecError, UsageError
 from semlens_audit.foundation import foundation_digest
 from semlens_audit.pair_rules import check_pair
-from semlens_audit.paths import resolve, store_path
+from semlens_audit.paths import store_path
 from semlens_audit.pdf_parts import PdfLimits, read_attachments
 from semlens_audit.places import placed_in_audit
 from semlens_audit.plan import Audit, AuditPlan, Spec
@@ -28,7 +29,7 @@ from semlens_audit.spec_shape import validate
 from semlens_audit.store import Store
 from semlens_audit.subject import load_subject
 from semlens_audit.wording import shorten
-from semlens_audit.yaml_source import load
+from semlens_audit.yaml_source import TooManyProblems, load
 
 __all__ = ["read_file", "reproduce"]
 
@@ -46,6 +47,8 @@ def read_file(path: Path) -> AuditRecord:
         It is damaged.
     """
     limit = PdfLimits().file_bytes
+    if path.exists() and not path.is_file():
+        raise UsageError("no-record", "That is no file.", "Give a results.json, or the PDF of a report.", file=str(path))
     try:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
@@ -185,13 +188,15 @@ def _plan(
         (place / f"{kind}.yaml").write_bytes(document.text.encode("utf-8"))
     asked, wanted = load(place / "audit.yaml"), load(place / "spec.yaml")
     asked.places.file = str(base)
-    audit_value = validate(Audit, asked) if asked.data is not None else None
-    if audit_value is not None:
-        wanted.places.file = str(resolve(base, audit_value.spec))
-    spec_value = validate(Spec, wanted) if wanted.data is not None else None
-    check_audit(asked, base)
-    check_spec(wanted)
-    check_pair(asked, base, wanted)
+    audit_value, spec_value = None, None
+    with suppress(TooManyProblems):  # they are said below
+        audit_value = validate(Audit, asked) if asked.data is not None else None
+        if audit_value is not None:
+            wanted.places.file = str(confined(base, audit_value.spec))
+        spec_value = validate(Spec, wanted) if wanted.data is not None else None
+        check_audit(asked, base)
+        check_spec(wanted)
+        check_pair(asked, base, wanted)
     problems = [*asked.problems, *wanted.problems]
     if problems or audit_value is None or spec_value is None:
         absent = tuple(Problem("cannot-reproduce", one.message, one.hint, one.file, one.line, one.column) for one in problems)
