@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semlens_audit.confinement import confined, kind_of, roots, survey
 from semlens_audit.errors import SpecError
+from semlens_audit.model_rules import check_arguments, check_model_directory, check_model_name
+from semlens_audit.name_pattern import pattern_complaint
 from semlens_audit.paths import PHANTOM, resolve
+from semlens_audit.plan import Audit, MeasurementSettings, Preprocessing
 from semlens_audit.resources import SHIPPED
 from semlens_audit.spec_rules import texts
 from semlens_audit.spec_shape import nearest
@@ -17,6 +22,7 @@ from semlens_audit.yaml_source import KeyPath, Source
 __all__ = ["AuditSource", "check_audit", "look"]
 
 _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+_MOST_PIXELS = 2**28
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 
 
@@ -50,14 +56,16 @@ class AuditSource:
         self.source.complain(slug, path, message, hint, at_key=at_key)
 
     def path(self, *path: str) -> Path | None:
-        """The path written at `path`, complaining where a variable or a shipped model is unknown."""
+        """The path written at `path`, complaining where a variable or a shipped model is unknown, or the audit may not go there."""
         text = self.text(*path)
         if text is None:
             return None
         try:
-            return resolve(self.file, text)
+            return confined(self.file, text)
         except SpecError as error:
             first = error.problems[0]
+            if first.slug == "path-outside" and not self.check_files and text.startswith("${"):
+                return resolve(self.file, text)  # the variable may be set where the files are
             self.add(first.slug, path, first.message, first.hint)
             return None
 
@@ -66,12 +74,13 @@ class AuditSource:
         found = self.path(*path)
         if found is None or not self.check_files:
             return found
-        if not found.exists():
+        kind = kind_of(found)
+        if kind is None:
             self.add("missing-file", path, f"{what} is not there: {found}.", look(found))
             return None
-        if folder is not None and found.is_dir() != folder:
-            kind, wanted = ("a folder", "a file") if found.is_dir() else ("a file", "a folder")
-            self.add("missing-file", path, f"{what} must be {wanted}, but {found} is {kind}.")
+        if kind == "device" or (folder is not None and (kind == "folder") != folder):
+            wanted = "a file or a folder" if folder is None else "a folder" if folder else "a file"
+            self.add("missing-file", path, f"{what} must be {wanted}, but {found} is a {kind}.")
             return None
         return found
 
@@ -97,8 +106,9 @@ def check_audit(source: Source, audit_file: Path, *, check_files: bool = True) -
     _data(audit)
     _foundation(audit)
     audit.existing("the folder of the examples", "examples_root", folder=True)
-    for key in ("store", "reports"):
-        audit.path(key)
+    audit.existing("the qualification", "qualification", folder=False)
+    _outputs(audit)
+    _batch(audit)
     side, smallest = audit.number("subject", "preprocessing", "size"), audit.number("measurement", "crop_minimum")
     if side is not None and smallest is not None and smallest > side:
         audit.add(
@@ -106,6 +116,48 @@ def check_audit(source: Source, audit_file: Path, *, check_files: bool = True) -
             ("measurement", "crop_minimum"),
             f"a crop of at least {smallest} pixels does not fit an input of {side}.",
         )
+
+
+def _batch(audit: AuditSource) -> None:
+    """A batch of images has to fit into memory."""
+    side, batch = audit.number("subject", "preprocessing", "size"), audit.number("measurement", "batch_size")
+    side = Preprocessing.model_fields["size"].default if side is None else side
+    batch = MeasurementSettings.model_fields["batch_size"].default if batch is None else batch
+    if 8 <= side <= 4096 and batch >= 1 and batch * side**2 > _MOST_PIXELS:
+        at = ("measurement", "batch_size") if audit.get("measurement", "batch_size") is not None else ("subject", "preprocessing", "size")
+        most = max(1, int(_MOST_PIXELS // side**2))
+        audit.add(
+            "out-of-range", at, f"a batch of {batch} images of {side} x {side} pixels is too large; at most {most} fit.",
+            f"Write `measurement: {{batch_size: {most}}}`.",
+        )  # fmt: skip
+
+
+def _outputs(audit: AuditSource) -> None:
+    """Nothing is written outside of the audit's folder, not even through a link that lies there already."""
+    identifier = audit.text("audit")
+    if identifier is None or re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", identifier) is None:
+        return
+    beside = Path(os.path.realpath(audit.file.parent.parent))
+    for key in ("store", "reports"):
+        said = audit.text(key)
+        # where the file says nothing, the tool's own choice is to write beside the audit's folder
+        text = (said or str(Audit.model_fields[key].default)).replace("{audit}", identifier)
+        try:
+            path = confined(audit.file, text, writing=True, also=() if said else (beside,))
+            for part in _written(path, key, identifier):
+                confined(audit.file, str(part.absolute()), writing=True, also=(Path(os.path.realpath(path.parent)),))
+        except SpecError as error:
+            audit.add(error.slug, (key,), error.problems[0].message, error.problems[0].hint)
+
+
+def _written(path: Path, key: str, identifier: str) -> list[Path]:
+    """Files that will be written there, and symbolic links that lie where they will be."""
+    if key == "store":
+        return [path.with_name(path.name + suffix) for suffix in (".wal", ".tmp")]
+    try:
+        return [path / identifier, *(entry for entry in (path / identifier).iterdir() if entry.is_symlink())]
+    except OSError:
+        return [path / identifier]
 
 
 def _model(audit: AuditSource, *at: str) -> None:
@@ -120,10 +172,8 @@ def _model(audit: AuditSource, *at: str) -> None:
                 f"`{name}` does not name a function.",
                 "Write `path.py:function`, relative to the audit file.",
             )
-        elif audit.check_files:
-            path = resolve(audit.file, match["file"])
-            if not path.is_file():
-                audit.add("missing-file", (*at, "name"), f"the code is not there: {path}.", look(path))
+        else:
+            _code_file(audit, match["file"], *at, "name")
     elif source in ("timm", "torchvision", "open_clip") and audit.get(*at) is not None and weights is None:
         audit.add(
             "missing-weights",
@@ -131,7 +181,20 @@ def _model(audit: AuditSource, *at: str) -> None:
             f"`{source}` models need `weights`.",
             "Name a local .safetensors or .pt file; nothing is ever downloaded.",
         )
+    if source != "code":
+        check_model_name(audit.source, (*at, "name"), name)
+        check_arguments(audit.source, (*at, "arguments"), audit.get(*at, "arguments"))
     _weights(audit, source, *at, "weights")
+
+
+def _code_file(audit: AuditSource, text: str, *at: str) -> None:
+    try:
+        path = confined(audit.file, text)
+    except SpecError as error:
+        audit.add(error.slug, at, error.problems[0].message, error.problems[0].hint)
+        return
+    if audit.check_files and kind_of(path) != "file":
+        audit.add("missing-file", at, f"the code is not there: {path}.", look(path))
 
 
 def _weights(audit: AuditSource, source: str | None, *at: str) -> None:
@@ -204,7 +267,8 @@ def _data(audit: AuditSource) -> None:
             "data: `groups` names a column, but there is no table that could hold it.",
             "Give `labels` or `attributes`: the CSV that has this column.",
         )
-    audit.existing("the folder of the images", "data", "path", folder=True)
+    images = audit.existing("the folder of the images", "data", "path", folder=True)
+    names: frozenset[str] = _image_names(audit, images) if images is not None and audit.check_files else frozenset()
     audit.existing("the CSV of the labels", "data", "labels", folder=False)
     audit.existing("the CSV of the attributes", "data", "attributes", folder=False)
     audit.existing("the CSV of the pairs", "data", "pairs", folder=False)
@@ -217,25 +281,31 @@ def _data(audit: AuditSource) -> None:
             at_key=True,
         )
     pattern = audit.text("data", "pattern")
-    if pattern is not None:
-        try:
-            groups = re.compile(pattern).groupindex
-        except (re.error, RecursionError, OverflowError) as error:
-            audit.add("bad-pattern", ("data", "pattern"), f"the pattern is no regular expression: {error}.")
-        else:
-            if "class_index" not in groups:
-                audit.add(
-                    "bad-pattern",
-                    ("data", "pattern"),
-                    "the pattern has no group `class_index`.",
-                    r"Write for example `(?P<class_index>\d+)_.*`.",
-                )
+    complaint = pattern_complaint(pattern, names) if pattern is not None else None
+    if complaint is not None:
+        audit.add(complaint[0], ("data", "pattern"), *complaint[1:])
+
+
+def _image_names(audit: AuditSource, folder: Path) -> frozenset[str]:
+    """Names of the files in the data folder; complains of links in it that lead elsewhere."""
+    found = survey(folder, roots(audit.file, audit.text("data", "path") or ""))
+    if found.astray:
+        first, real = found.astray[0], os.path.realpath(found.astray[0])
+        more = f", and so do {len(found.astray) - 1} more" if len(found.astray) > 1 else ""
+        audit.add(
+            "path-outside",
+            ("data", "path"),
+            f"the symbolic link {first} leads out of the audit's folder, to {real}{more}.",
+            f"If you trust this audit with it, say so: --allow-path {Path(real).parent}.",
+        )
+    return found.names
 
 
 def _foundation(audit: AuditSource) -> None:
     """Rules of the foundation model."""
     at = ("foundation_model",)
     source, name = audit.text(*at, "source"), audit.text(*at, "name")
+    check_arguments(audit.source, (*at, "arguments"), audit.get(*at, "arguments"))
     if source == "timm":
         if name is None or name.startswith(PHANTOM):
             audit.add(
@@ -250,6 +320,7 @@ def _foundation(audit: AuditSource) -> None:
                 "foundation_model: `timm` models need `weights`.",
                 "Name a local .safetensors file.",
             )
+        check_model_name(audit.source, (*at, "name"), name)
         _preprocessing(audit, *at, "preprocessing")
         _weights(audit, source, *at, "weights")
     elif source == "open_clip" and name is not None:
@@ -264,6 +335,7 @@ def _foundation(audit: AuditSource) -> None:
         if name.startswith(PHANTOM):
             audit.path(*at, "name")
         elif audit.get(*at, "weights") is not None:
+            check_model_name(audit.source, (*at, "name"), name)
             _weights(audit, source, *at, "weights")
         else:
             folder = audit.existing("the model directory", *at, "name", folder=True)
@@ -274,6 +346,8 @@ def _foundation(audit: AuditSource) -> None:
                     f"{folder} holds no open_clip_config.json.",
                     "Give an open_clip model directory, or an architecture together with `weights`.",
                 )
+            elif folder is not None and audit.check_files:
+                check_model_directory(audit.source, (*at, "name"), folder, roots(audit.file, name))
 
 
 def look(path: Path) -> str:

@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 from semlens_audit.audit_rules import AuditSource, look
+from semlens_audit.confinement import confined, inside, kind_of, roots
 from semlens_audit.errors import SpecError
-from semlens_audit.paths import resolve
+from semlens_audit.plain_text import find_hidden
 from semlens_audit.plan import Role
 from semlens_audit.spec_rules import mappings, texts
 from semlens_audit.spec_shape import nearest
 from semlens_audit.yaml_source import KeyPath, Source
 
 __all__ = ["check_pair", "read_classes"]
+
+_MOST_BYTES = 4_000_000
+_MOST_CLASSES = 100_000
+_LONGEST_NAME = 500
 
 
 def check_pair(audit_source: Source, audit_file: Path, spec: Source, *, check_files: bool = True) -> None:
@@ -60,9 +65,9 @@ def read_classes(classes: Any, audit_file: Path) -> tuple[str, ...]:
     names = classes
     shown = str(audit_file)
     if isinstance(classes, str):
-        path = resolve(audit_file, classes)
+        path = confined(audit_file, classes)
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))
+            names = json.loads(_read_small(path))
         except OSError:
             raise SpecError(
                 "missing-file", f"the list of classes is not there: {path}.", look(path), file=shown
@@ -73,20 +78,33 @@ def read_classes(classes: Any, audit_file: Path) -> tuple[str, ...]:
             ) from None
     if (
         not isinstance(names, list | tuple)
-        or not all(isinstance(name, str) and name for name in names)
-        or len(names) < 2
+        or not all(isinstance(name, str) and 0 < len(name) <= _LONGEST_NAME and find_hidden(name) is None for name in names)
+        or not 2 <= len(names) <= _MOST_CLASSES
     ):
         raise SpecError(
             "bad-classes",
-            "`classes` must be a list of at least two names, in the order of the model's outputs.",
+            f"`classes` must be a list of 2 to {_MOST_CLASSES:,} names, in the order of the model's outputs, each of at "
+            f"most {_LONGEST_NAME} visible characters.",
             file=shown,
         )
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    seen: set[str] = set()
+    twice = next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
     if twice is not None:
         raise SpecError(
             "duplicate-class", f"the class `{twice}` is listed twice.", "Give every output its own name.", file=shown
         )
     return tuple(names)
+
+
+def _read_small(path: Path) -> str:
+    """Content of a text file of at most `_MOST_BYTES`."""
+    if kind_of(path) == "device":
+        raise ValueError("not a file")
+    with path.open("rb") as stream:
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError("too large")
+    return content.decode("utf-8")
 
 
 def _classes(audit: AuditSource, wanted: list[str]) -> None:
@@ -154,7 +172,7 @@ def _examples(audit: AuditSource, audit_file: Path, spec: Source) -> None:
     root = Path(spec.places.file).parent
     if text is not None:
         try:
-            root = resolve(audit_file, text)
+            root = confined(audit_file, text)
         except SpecError:
             return
         if not root.is_dir():
@@ -166,12 +184,20 @@ def _examples(audit: AuditSource, audit_file: Path, spec: Source) -> None:
             if not isinstance(image, str) or not image or "\0" in image:
                 continue
             path = Path(os.path.normpath(root / image))
-            if not path.is_file():
+            if kind_of(path) != "file":
                 spec.complain(
                     "missing-file",
                     (*at, "image"),
                     f"concept '{concept.get('id')}': the example image is not there: {path}.",
                     look(path),
+                )
+                continue
+            if not inside(path, (Path(os.path.realpath(root)), *roots(audit_file, text or ""))):
+                spec.complain(
+                    "path-outside",
+                    (*at, "image"),
+                    f"concept '{concept.get('id')}': {path} is a symbolic link that leads out of the audit's folder.",
+                    f"Put the image itself there, or allow the link: --allow-path {Path(os.path.realpath(path)).parent}.",
                 )
                 continue
             if image not in sizes:

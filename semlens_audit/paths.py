@@ -10,23 +10,37 @@ from semlens_audit.errors import SpecError
 from semlens_audit.plan import AuditPlan
 from semlens_audit.resources import SHIPPED, shipped_weights, shipped_weights_names
 
-__all__ = ["PHANTOM", "examples_root", "expand", "reports_path", "resolve", "store_path"]
+__all__ = ["PHANTOM", "examples_root", "expand", "reports_path", "resolve", "store_path", "variable_at_start"]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_NAMES = re.compile(r"SEMLENS_AUDIT_[A-Z0-9_]{1,64}")
+_SECRETS = re.compile(r"PASS|SECRET|TOKEN|KEY|PIN\b|_PIN_|CREDENTIAL")
+ALLOW_VARIABLES = "SEMLENS_AUDIT_ALLOW_VARIABLES"
+"""Environment variable: names of further variables that audits may use in paths, parted by commas."""
 PHANTOM = "phantom:"
 
 
 def expand(text: str, file: str | None = None) -> str:
     """Replace ``${VAR}`` and ``${VAR:-default}`` by environment variables; an empty variable counts as unset.
 
+    Only variables made for it are looked at: those called ``SEMLENS_AUDIT_...`` (but for secrets), and those that the user lists in
+    ``SEMLENS_AUDIT_ALLOW_VARIABLES``. A stranger's audit file cannot have others shown or used.
+
     Raises
     ------
     SpecError
-        ``unset-variable``: a variable without default is not set.
+        ``unset-variable``: a variable without default is not set. ``variable-not-allowed``: another variable.
     """
 
     def value(match: re.Match[str]) -> str:
         name, default = match.group(1), match.group(2)
+        if not _may_be_used(name):
+            raise SpecError(
+                "variable-not-allowed",
+                f"the environment variable {name} may not be used in an audit file.",
+                f"Use one called SEMLENS_AUDIT_..., or allow it yourself: {ALLOW_VARIABLES}={name}.",
+                file=file,
+            )
         found = os.environ.get(name) or default
         if found is None:
             raise SpecError(
@@ -38,6 +52,17 @@ def expand(text: str, file: str | None = None) -> str:
         return found
 
     return _VARIABLE.sub(value, text)
+
+
+def variable_at_start(text: str) -> str | None:
+    """What the user has set the variable to that `text` begins with; ``None`` where it begins with none, or with a default."""
+    match = _VARIABLE.match(text)
+    return os.environ.get(match.group(1)) or None if match is not None and _may_be_used(match.group(1)) else None
+
+
+def _may_be_used(name: str) -> bool:
+    listed = {one.strip() for one in os.environ.get(ALLOW_VARIABLES, "").split(",")}
+    return name in listed or (_NAMES.fullmatch(name) is not None and _SECRETS.search(name) is None)
 
 
 def resolve(plan: AuditPlan | Path | str, text: str) -> Path:
@@ -55,7 +80,7 @@ def resolve(plan: AuditPlan | Path | str, text: str) -> Path:
     Raises
     ------
     SpecError
-        ``unset-variable``, or ``unknown-phantom`` for a name that is not shipped.
+        ``unset-variable``, ``variable-not-allowed``, or ``unknown-phantom`` for a name that is not shipped.
     """
     audit_file = plan.audit_file if isinstance(plan, AuditPlan) else str(plan)
     text = expand(text, audit_file)

@@ -37,6 +37,10 @@ __all__ = [
 
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 Text = Annotated[str, Field(min_length=1, max_length=4000)]
+Name = Annotated[str, Field(min_length=1, max_length=500)]
+"""Of a class, a layer or a column: what a model or a table calls it."""
+PathText = Annotated[str, Field(max_length=2000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Role = Literal["valid", "spurious", "neutral"]
 Severity = Literal["critical", "major", "minor"]
 Multiplicity = Literal["holm", "bh", "none"]
@@ -81,11 +85,11 @@ class Concept(_Asked):
     title: str | None = Field(default=None, max_length=120)
     role: Role
     """Whether a decision may rest on it (valid), must not (spurious), or either (neutral), for every class."""
-    roles: dict[str, Role] = Field(default_factory=dict)
+    roles: dict[Name, Role] = Field(default_factory=dict, max_length=1000)
     """Exceptions from `role`: class name of the spec -> role for that class."""
-    descriptions: tuple[Text, ...] = ()
-    examples: tuple[Example, ...] = ()
-    attribute: str | None = None
+    descriptions: tuple[Text, ...] = Field(default=(), max_length=100)
+    examples: tuple[Example, ...] = Field(default=(), max_length=500)
+    attribute: Name | None = None
     """Column of the audit's attributes file that says whether a sample holds this concept (default: `id`)."""
     source: str | None = Field(default=None, max_length=1000)
     """Citation for the role given to it."""
@@ -140,16 +144,16 @@ class Check(_Asked):
 
     id: Identifier
     kind: CheckKind
-    for_class: str = Field(alias="class")
-    concepts: tuple[Identifier, ...] = ()
+    for_class: Name = Field(alias="class")
+    concepts: tuple[Identifier, ...] = Field(default=(), max_length=500)
     """Concepts concerned; empty means every concept of the role that `kind` speaks of."""
-    layers: tuple[str, ...] = ()
+    layers: tuple[Name, ...] = Field(default=(), max_length=100)
     """Layers concerned; empty means every layer of the audit. Not for kinds that look at outputs or data, which need none."""
     statement: Text
     criterion: Criterion
     rationale: Text
     severity: Severity = "major"
-    supports: tuple[Text, ...] = ()
+    supports: tuple[Text, ...] = Field(default=(), max_length=100)
     """Clauses this check supports evidence for, as ``catalogue:clause``, e.g. ``eu-ai-act:art-10-2-f``."""
 
 
@@ -160,14 +164,16 @@ class Spec(_Asked):
     version: Text
     title: Text
     purpose: Text
-    classes: dict[str, ClassSpec] = Field(min_length=1)
-    concepts: tuple[Concept, ...] = Field(min_length=1)
-    checks: tuple[Check, ...] = Field(min_length=1)
+    classes: dict[Name, ClassSpec] = Field(min_length=1, max_length=1000)
+    concepts: tuple[Concept, ...] = Field(min_length=1, max_length=500)
+    checks: tuple[Check, ...] = Field(min_length=1, max_length=1000)
     multiplicity: Multiplicity = "holm"
     """How claims that a criterion is violated are controlled over all measured findings: `holm` bounds the probability of any false
     one, `bh` the expected share of false ones, `none` leaves each at its own level. That all criteria are met needs no control:
     every one of them has to be shown."""
-    templates: tuple[Text, ...] = ("{}", "a photo of {}", "a close-up of {}", "an image showing {}")
+    templates: tuple[Text, ...] = Field(
+        default=("{}", "a photo of {}", "a close-up of {}", "an image showing {}"), max_length=100
+    )
     """Prompt templates; ``{}`` is replaced by each description and by the empty prompt."""
 
     def concept(self, identifier: str) -> Concept:
@@ -196,7 +202,7 @@ class Catalogue(_Asked):
     edition: Annotated[str, Field(min_length=1, max_length=200)]
     source: Text
     """Where its text is published."""
-    clauses: tuple[Clause, ...] = Field(min_length=1)
+    clauses: tuple[Clause, ...] = Field(min_length=1, max_length=1000)
 
 
 class Responsible(_Asked):
@@ -204,7 +210,7 @@ class Responsible(_Asked):
 
     name: Text
     role: Text
-    organisation: str | None = None
+    organisation: Name | None = None
 
 
 class ModelSource(_Asked):
@@ -213,7 +219,7 @@ class ModelSource(_Asked):
     source: Literal["timm", "torchvision", "open_clip", "code"]
     name: Text
     """timm / torchvision / open_clip architecture, or ``path.py:function`` for own code (needs ``--allow-code``)."""
-    weights: str | None = None
+    weights: PathText | None = None
     """Local ``.safetensors`` or ``.pt`` / ``.pth`` state dict, relative to the audit file, or ``phantom:NAME`` or
     ``signs:NAME`` for one shipped with the tool. For open_clip: a model directory. Left out: whatever own code returns."""
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -236,13 +242,13 @@ class Subject(_Asked):
     """The audited model."""
 
     name: Text
-    version: str | None = None
+    version: Name | None = None
     intended_purpose: str | None = Field(default=None, max_length=4000)
     model: ModelSource
     preprocessing: Preprocessing = Preprocessing()
     classes: tuple[str, ...] | str
     """Class names in the order of the model's outputs, or the path of a JSON list."""
-    class_map: dict[str, str] = Field(default_factory=dict)
+    class_map: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
     """Class name of the spec -> class name of the model, where they differ."""
 
 
@@ -252,31 +258,31 @@ class Data(_Asked):
     source: Literal["folder", "csv", "phantom", "signs"]
     """folder and csv: image files. phantom and signs: rendered dermoscopic images and rendered road signs, each with its
     attributes."""
-    path: str | None = None
+    path: PathText | None = None
     """folder: root with one sub-folder per class, or with images only when `labels` is given. csv: folder of the images."""
-    labels: str | None = None
+    labels: PathText | None = None
     """CSV with one row per image."""
-    image_column: str = "path"
-    label_column: str = "label"
-    image_suffix: str = ""
+    image_column: Name = "path"
+    label_column: Name = "label"
+    image_suffix: Annotated[str, Field(max_length=50)] = ""
     """Appended to the value of `image_column`, e.g. ``.jpg``."""
-    attributes: str | None = None
+    attributes: PathText | None = None
     """CSV with the image column and one 0/1 column per concept."""
-    pairs: str | None = None
+    pairs: PathText | None = None
     """CSV of counterfactual pairs: columns ``without``, ``with`` (two images of `path`, alike but for the concept) and
     ``concept`` (its id). The images need not be samples."""
-    rendered_pairs: int | None = Field(default=None, ge=2)
+    rendered_pairs: int | None = Field(default=None, ge=2, le=20_000)
     """phantom, signs: how many scenes to render without and with each concept that a ``pair_effect`` check names."""
     pattern: str | None = None
     """folder: regular expression with a group ``class_index`` read from the file name instead of sub-folders."""
-    groups: str | None = None
+    groups: Name | None = None
     """Column that says which images belong together (photographs of one lesion, frames of one film): of the labels' table, else of the
     attributes' table. Images with the same value, and identical images in any case, count as one independent sample."""
-    limit: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1, le=10_000_000)
     """Use only that many samples, evenly spread over the sorted list."""
-    samples: int = Field(default=400, ge=2)
+    samples: int = Field(default=400, ge=2, le=200_000)
     """phantom, signs: how many images to render."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """phantom, signs: seed of the rendering."""
     description: str | None = Field(default=None, max_length=2000)
 
@@ -292,7 +298,7 @@ class FoundationModel(_Asked):
     source: Literal["open_clip", "timm"]
     name: Text = "phantom:clip"
     """open_clip: ``phantom:clip``, a model directory, or an architecture name together with `weights`. timm: architecture."""
-    weights: str | None = None
+    weights: PathText | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     """timm only; open_clip brings its own."""
@@ -313,21 +319,21 @@ class MeasurementSettings(_Asked):
     """Side of the Gaussian blur kernel at 224 px, scaled with the input size."""
     crop_threshold: float = Field(default=0.01, gt=0, lt=1)
     """Share of the heatmap's maximum that is kept."""
-    crop_minimum: int = Field(default=32, ge=1)
+    crop_minimum: int = Field(default=32, ge=1, le=4096)
     """Smallest side of a crop, pixels of the network's input."""
     probe: Literal["template_difference", "cosine_difference"] = "template_difference"
-    significance: float = Field(default=3.0, gt=0)
+    significance: float = Field(default=3.0, gt=0, le=1000)
     """Least z of an alignment against random reference sets."""
     false_discovery_rate: float = Field(default=0.05, gt=0, lt=1)
-    null_sets: int = Field(default=1000, ge=100)
+    null_sets: int = Field(default=1000, ge=100, le=100_000)
     """Random reference sets that make up the null distribution."""
-    bootstrap: int = Field(default=1000, ge=100)
+    bootstrap: int = Field(default=1000, ge=100, le=100_000)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    minimum_samples: int = Field(default=30, ge=2)
+    minimum_samples: int = Field(default=30, ge=2, le=10_000_000)
     """Fewer samples of a class than this: not measured."""
-    minimum_counterexamples: int = Field(default=10, ge=1)
+    minimum_counterexamples: int = Field(default=10, ge=1, le=10_000_000)
     """Fewer samples than this in a cell of class x presence: neither the behavioural effect nor the subgroup gap is measured."""
-    minimum_spread: float = Field(default=0.1, ge=0)
+    minimum_spread: float = Field(default=0.1, ge=0, le=1_000_000)
     """Least standard deviation of a class's margin over the test data, logits; below it, as in a network that was never trained,
     there is no decision, and what its relevance rests on is not measured."""
     minimum_recognition: float = Field(default=0.8, ge=0.5, le=1)
@@ -336,19 +342,19 @@ class MeasurementSettings(_Asked):
     intervention: Literal["mean", "resampling", "both", "none"] = "both"
     """How components are switched off to confirm what relevance says: replaced by their mean over the test data, by their output
     on another sample drawn at random, both, or not at all."""
-    intervention_samples: int = Field(default=300, ge=20)
+    intervention_samples: int = Field(default=300, ge=20, le=1_000_000)
     """Test samples on which components are switched off, at most; samples that hold a rare concept are drawn with preference."""
     control_sets: int = Field(default=20, ge=5, le=1000)
     """Random sets of components, as relevant as those of the concept, that each concept is compared with."""
     smallest_effect: float = Field(default=0.1, gt=0, le=10)
     """Smallest effect of interest, logits: what is wholly below it counts as no use of the concept."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
 
 
 class Sensitivity(_Asked):
     """What else the findings are compared with, beyond the settings that every audit varies."""
 
-    layers: tuple[Text, ...] = ()
+    layers: tuple[Name, ...] = Field(default=(), max_length=100)
     """Layers that are indexed and measured like those of the audit, to see whether the verdict would be the same there."""
 
 
@@ -359,23 +365,23 @@ class Audit(_Asked):
     title: Text
     spec: Text
     subject: Subject
-    layers: tuple[Text, ...] = Field(min_length=1)
+    layers: tuple[Name, ...] = Field(min_length=1, max_length=100)
     data: Data
     foundation_model: FoundationModel = FoundationModel(source="open_clip")
-    examples_root: str | None = None
+    examples_root: PathText | None = None
     measurement: MeasurementSettings = MeasurementSettings()
     sensitivity: Sensitivity = Sensitivity()
     """What the findings are compared with to see what the verdict hangs on."""
-    seed: int = Field(default=0, ge=0)
-    responsible: tuple[Responsible, ...] = ()
-    limitations: tuple[Text, ...] = ()
+    seed: Seed = 0
+    responsible: tuple[Responsible, ...] = Field(default=(), max_length=50)
+    limitations: tuple[Text, ...] = Field(default=(), max_length=100)
     """What the authors of the audit know it does not show; printed in the report."""
     qualification: Text | None = None
     """The ``qualification.json`` that the audit stands on, relative to the audit file; default: the one that comes with the
     tool."""
-    store: str = "../.semlens/{audit}.duckdb"
+    store: PathText = "../.semlens/{audit}.duckdb"
     """Path of the store, relative to the audit file."""
-    reports: str = "../reports"
+    reports: PathText = "../reports"
     """Folder of the reports, relative to the audit file."""
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from semlens_audit.audit_rules import check_audit, look
 from semlens_audit.catalogues import check_controls, read_catalogue
+from semlens_audit.confinement import confined
 from semlens_audit.errors import Problem, SpecError
 from semlens_audit.pair_rules import check_pair, read_classes
 from semlens_audit.paths import examples_root, reports_path, resolve, store_path
 from semlens_audit.plan import Audit, AuditPlan, Spec
 from semlens_audit.spec_rules import check_spec
 from semlens_audit.spec_shape import schemas, validate
-from semlens_audit.yaml_source import Source, SourceMap, load
+from semlens_audit.yaml_source import Source, SourceMap, TooManyProblems, load
 
 __all__ = [
     "SourceMap",
@@ -137,9 +139,11 @@ def _read_spec(path: Path) -> tuple[Source, Spec | None]:
     source = load(path)
     if source.data is None:
         return source, None
-    spec = validate(Spec, source)
-    check_spec(source)
-    check_controls(source, path)
+    spec = None
+    with suppress(TooManyProblems):
+        spec = validate(Spec, source)
+        check_spec(source)
+        check_controls(source, path)
     return source, spec
 
 
@@ -156,26 +160,30 @@ class _Pair:
     @classmethod
     def read(cls, audit_file: Path, check_files: bool) -> _Pair:
         """Read both files as far as they can be read."""
-        source = load(audit_file)
-        pair = cls(source)
-        if source.data is None:
-            return pair
-        pair.audit = validate(Audit, source)
+        pair = cls(load(audit_file))
+        if pair.audit_source.data is not None:
+            with suppress(TooManyProblems):
+                pair._check(audit_file, check_files)
+        return pair
+
+    def _check(self, audit_file: Path, check_files: bool) -> None:
+        """Shape and rules of both files, as far as they can be read."""
+        source = self.audit_source
+        self.audit = validate(Audit, source)
         check_audit(source, audit_file, check_files=check_files)
         named = source.data.get("spec") if isinstance(source.data, dict) else None
         if not isinstance(named, str) or not named:
-            return pair
+            return
         try:
-            pair.spec_file = resolve(audit_file, named)
+            self.spec_file = confined(audit_file, named)
         except SpecError as error:
             source.complain(error.slug, ("spec",), error.problems[0].message, error.problems[0].hint)
-            return pair
-        pair.spec_source, pair.spec = _read_spec(pair.spec_file)
-        check_pair(source, audit_file, pair.spec_source, check_files=check_files)
-        if "missing-file" in (problem.slug for problem in pair.spec_source.problems if problem.line is None):
-            source.complain("missing-file", ("spec",), f"the spec is not there: {pair.spec_file}.", look(pair.spec_file))
-            pair.spec_source = None
-        return pair
+            return
+        self.spec_source, self.spec = _read_spec(self.spec_file)
+        check_pair(source, audit_file, self.spec_source, check_files=check_files)
+        if "missing-file" in (problem.slug for problem in self.spec_source.problems if problem.line is None):
+            source.complain("missing-file", ("spec",), f"the spec is not there: {self.spec_file}.", look(self.spec_file))
+            self.spec_source = None
 
     @property
     def problems(self) -> list[Problem]:

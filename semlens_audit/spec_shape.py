@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from semlens_audit.errors import Problem
 from semlens_audit.plan import Audit, Catalogue, Spec
-from semlens_audit.yaml_source import KeyPath, Source
+from semlens_audit.yaml_source import MAX_PROBLEMS, KeyPath, Source
 
 __all__ = ["nearest", "schemas", "validate"]
 
@@ -21,17 +21,20 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _UNION_MARKS = {"tuple[str, ...]", "str"}
 _IDENTIFIER_HINT = "Use lower-case letters, digits, `_` and `-`, beginning with a letter or digit."
-_WHAT = {"concepts": "concept", "checks": "check"}
+_LONG = 100
+_MANY = 1000
+_WHAT = {"concepts": "concept", "checks": "check", "waivers": "waiver"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the nearest of `known`, or all of them where none is near."""
     names = [str(other) for other in known]
-    folded = {other.casefold(): other for other in reversed(names)}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
+    folded = {other.casefold(): other for other in reversed(names) if len(other) <= _LONG}
+    # finding what is near takes the product of both lengths for each name
+    close = difflib.get_close_matches(name.casefold(), list(folded)[:_MANY], n=1, cutoff=0.6) if len(name) <= _LONG else []
     if close:
         return f"Did you mean `{folded[close[0]]}`?"
-    listed = ", ".join(f"`{other}`" for other in names[:12])
+    listed = ", ".join(f"`{_show(other)}`" for other in names[:12])
     return f"There are: {listed}{', ...' if len(names) > 12 else ''}." if names else ""
 
 
@@ -62,7 +65,8 @@ def validate(model: type[Model], source: Source) -> Model | None:
         # Strict JSON validation: lists become tuples, but no text becomes a number and no number becomes text.
         return model.model_validate_json(json.dumps(source.data), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
-        source.problems.extend(_problems(model, source, error))
+        for problem in _problems(model, source, error):
+            source.add(problem)
         return None
 
 
@@ -78,6 +82,8 @@ def schemas() -> dict[str, dict[str, Any]]:
 def _problems(model: type[BaseModel], source: Source, error: ValidationError) -> list[Problem]:
     found: dict[tuple[KeyPath, str], Problem] = {}
     for detail in error.errors(include_url=False):
+        if len(found) > MAX_PROBLEMS:
+            break
         path = _path(source.data, detail["loc"])
         if path is None or (detail["type"] == "too_short" and _at(source.data, path)):
             continue  # a list is also "too short" where each of its entries is wrong, which is said of the entries
@@ -199,7 +205,9 @@ def _value_problem(
             "too-long", path, f"{what} has {len(value)} characters; at most {context.get('max_length')} are allowed."
         )
     if kind == "too_long":
-        return add("wrong-length", path, f"{what} has {len(value)} entries, not {context.get('max_length')}.")
+        most = int(context.get("max_length") or 0)
+        bound = f"at most {most} are allowed" if most > 4 else f"not {most}"
+        return add("wrong-length", path, f"{what} has {len(value)} entries{';' if most > 4 else ','} {bound}.")
     words = {
         "greater_than": ("greater than", "gt"),
         "greater_than_equal": ("at least", "ge"),

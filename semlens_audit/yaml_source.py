@@ -8,7 +8,9 @@ recursion and without running any constructor, so a file can neither execute cod
 from __future__ import annotations
 
 import copy
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,17 +29,20 @@ from ruamel.yaml.events import (
 )
 
 from semlens_audit.digest import digest_bytes
-from semlens_audit.errors import Problem
+from semlens_audit.errors import Problem, SpecError
+from semlens_audit.plain_text import Hidden, find_hidden, visible
 
 __all__ = ["KeyPath", "Source", "SourceMap", "load", "parse"]
 
 KeyPath = tuple[str | int, ...]
 """Keys and indices from the top of the file to a value."""
 
-MAX_BYTES = 2_000_000
+MAX_BYTES = 256_000
 MAX_DEPTH = 50
 MAX_ALIASES = 20
-MAX_VALUES = 50_000
+MAX_VALUES = 10_000
+MAX_KEY = 500
+MAX_PROBLEMS = 100
 
 _INT = re.compile(r"[-+]?[0-9]{1,300}|0x[0-9a-fA-F]{1,200}|0o[0-7]{1,200}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -49,6 +54,10 @@ _WORDS: dict[str, Any] = {
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
     **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
 }
+
+
+class TooManyProblems(SpecError):  # noqa: N818 - many, each an error of its own
+    """A file has so many problems that looking for more helps nobody; those found stand in `Source.problems`."""
 
 
 @dataclass
@@ -108,8 +117,24 @@ class Source:
     text: str = ""
 
     def complain(self, slug: str, path: KeyPath, message: str, hint: str = "", *, at_key: bool = False) -> None:
-        """Add a `Problem` standing at the value (or the key) at `path`."""
-        self.problems.append(self.places.problem(slug, path, message, hint, at_key=at_key))
+        """Add a `Problem` standing at the value (or the key) at `path`; see `add`."""
+        self.add(self.places.problem(slug, path, message, hint, at_key=at_key))
+
+    def add(self, problem: Problem) -> None:
+        """Add a problem.
+
+        Raises
+        ------
+        TooManyProblems
+            It is one more than `MAX_PROBLEMS`; `problems` then ends with saying so.
+        """
+        if len(self.problems) >= MAX_PROBLEMS:
+            if len(self.problems) == MAX_PROBLEMS:
+                said = f"there are more than {MAX_PROBLEMS} problems; the others are not looked for."
+                self.problems.append(Problem("too-many-problems", said, "Mend these first.", self.places.file))
+            last = self.problems[-1]
+            raise TooManyProblems(last.slug, last.message, last.hint, problems=tuple(self.problems))
+        self.problems.append(problem)
 
 
 class _Stop(Exception):  # noqa: N818 - a way out of the event loop, not an error that anyone meets
@@ -149,13 +174,20 @@ def load(path: Path) -> Source:
         return Source(SourceMap(file), problems=[Problem("missing-file", message, hint, file)])
 
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                return missing("cannot be read: it is a device, a pipe or a folder, not a file.", "Check the path.")
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
         return missing(f"cannot be opened: {error.strerror or error}.", "Check the path and its permissions.")
     except ValueError:
         return missing("cannot be opened: the path is not a valid file name.")
     return parse(content, file)
+
+
+def _at_once(name: str, flags: int) -> int:
+    """Open a file; a pipe that nobody writes to does not keep waiting."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parse(content: bytes, file: str) -> Source:
@@ -179,7 +211,7 @@ def parse(content: bytes, file: str) -> Source:
     if len(content) > MAX_BYTES:
         return failed(
             "file-too-large",
-            f"is larger than {MAX_BYTES // 1_000_000} MB.",
+            f"is larger than {MAX_BYTES // 1000} kB.",
             "A spec or audit file is a few kilobytes.",
         )
     source.sha256 = digest_bytes(content)
@@ -191,7 +223,12 @@ def parse(content: bytes, file: str) -> Source:
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
         return failed("not-utf8", f"byte 0x{content[error.start]:02x} is not UTF-8.", "Save the file as UTF-8.", line, column)
     try:
+        if _hidden(source, text):
+            return source
         source.data = _Builder(source).build(text)
+    except TooManyProblems:
+        source.data = None
+        return source
     except _Stop as stop:
         return failed(*stop.parts)
     except MarkedYAMLError as error:
@@ -219,6 +256,23 @@ def parse(content: bytes, file: str) -> Source:
     if source.data is None and not source.problems:
         return failed("empty-file", "is empty.", "Start from `semlens-audit init`.", 1, 1)
     return source
+
+
+def _hidden(source: Source, text: str) -> bool:
+    """Complain of every hidden character of a file, those in its comments too; whether there is any."""
+    text = text.replace("\r\n", "\n")
+    start, line = 0, 1
+    while (found := find_hidden(text[start:])) is not None:
+        at = start + found.index
+        line += text.count("\n", start, at)
+        source.add(_complaint(found, source.places.file, line, at - (text.rfind("\n", 0, at) + 1) + 1))
+        start = at + 1
+    return start > 0
+
+
+def _complaint(found: Hidden, file: str, line: int, column: int) -> Problem:
+    said = f"a {found.kind} ({found.code}) is here: people would not see what programs read."
+    return Problem("hidden-character", said, "Remove it.", file, line, column)
 
 
 class _Builder:
@@ -299,15 +353,16 @@ class _Builder:
             return
         if event.value == "<<":
             self._stop(event, "bad-key", "merge keys (`<<`) are not supported.", "Write the keys out.")
-        frame.key = str(event.value)
-        self._text(event)
+        if len(event.value) > MAX_KEY:
+            self._stop(event, "bad-key", f"a key has {len(event.value)} characters.", f"Keys have at most {MAX_KEY}.")
+        frame.key = self._text(event)
         path = (*frame.path, frame.key)
         assert isinstance(frame.value, dict)
         frame.discard = frame.key in frame.value
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
         if frame.discard:
             first = self.places.keys[path][0]
-            self.source.problems.append(
+            self.source.add(
                 Problem(
                     "duplicate-key",
                     f"the key `{frame.key}` is here twice (first on line {first}).",
@@ -367,8 +422,13 @@ class _Builder:
 
     def _text(self, event: ScalarEvent) -> str:
         text = str(event.value)
-        if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        found = find_hidden(text)
+        if found is not None and found.kind == "half of a character":
             self._stop(event, "not-utf8", "an escape here is half a character.", "Write the character itself.")
+        if found is not None:  # written as an escape, else it would have been seen in the file
+            mark = event.start_mark
+            self.source.add(_complaint(found, self.places.file, mark.line + 1, mark.column + 1))
+            return visible(text)
         return text
 
     def _scalar(self, event: ScalarEvent) -> Any:

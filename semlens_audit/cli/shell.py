@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from semlens_audit import __version__
+from semlens_audit.confinement import allowing
 from semlens_audit.failures import guard
 
 if TYPE_CHECKING:
@@ -45,14 +46,27 @@ app = typer.Typer(
 )
 
 
-def verb(group: typer.Typer = app, **settings: Any) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
-    """Register a function as a verb of `group` whose failures become messages and exit codes."""
+def verb(
+    group: typer.Typer = app, *, reads_audits: bool = False, **settings: Any
+) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Register a function as a verb of `group` whose failures become messages and exit codes.
+
+    A verb that takes an `AuditFile`, or says that it `reads_audits`, also takes ``--allow-path``.
+    """
 
     def register(function: Callable[..., int | None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def guarded(*arguments: Any, **options: Any) -> None:
+        def guarded(*arguments: Any, allow_path: list[Path] | None = None, **options: Any) -> None:
             command = ["semlens-audit", *sys.argv[1:]]
-            raise typer.Exit(int(guard(lambda: function(*arguments, **options), command)))
+            with allowing(allow_path or ()):
+                raise typer.Exit(int(guard(lambda: function(*arguments, **options), command)))
+
+        signature, hints = inspect.signature(function), get_type_hints(function, include_extras=True)
+        if reads_audits or AuditFile in hints.values():
+            option = inspect.Parameter("allow_path", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=AllowPath)
+            known = [one.replace(annotation=hints[name]) for name, one in signature.parameters.items()]
+            guarded.__signature__ = signature.replace(parameters=[*known, option])  # type: ignore[attr-defined]
+            guarded.__annotations__ = {**hints, "allow_path": AllowPath}
 
         # the help text flows over the terminal's width; only blank lines part paragraphs
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
@@ -72,6 +86,14 @@ AllowCode = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of tables.")]
+AllowPath = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder outside of the audit's own that the audit may read and write too. Repeatable; also "
+        "$SEMLENS_AUDIT_ALLOW_PATHS.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 
 

@@ -45,7 +45,11 @@ def init(
     typer.echo(f"Next: edit them, then  semlens-audit lint {shlex.quote(str(audit))}", err=True)
 
 
-@verb(rich_help_panel="Write", epilog="Example: semlens-audit lint specs/*.yaml audits/*.yaml. Exit code 0: valid; 2: not.")
+@verb(
+    reads_audits=True,
+    rich_help_panel="Write",
+    epilog="Example: semlens-audit lint specs/*.yaml audits/*.yaml. Exit code 0: valid; 2: not.",
+)
 def lint(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.yaml...", help="Spec and audit files, in any mixture.")],
     as_json: AsJson = False,

@@ -82,12 +82,16 @@ def test_every_bad_file_gives_exactly_its_problems_at_their_places(path: Path) -
 
 
 def test_every_slug_of_the_rules_has_a_bad_file() -> None:
-    rooms = ("spec_shape", "spec_rules", "audit_rules", "pair_rules", "yaml_source", "paths")
+    rooms = (
+        "spec_shape", "spec_rules", "audit_rules", "pair_rules", "yaml_source", "paths", "confinement", "model_rules",
+        "name_pattern",
+    )  # fmt: skip
     source = "".join((ROOT / "semlens_audit" / f"{room}.py").read_text(encoding="utf-8") for room in rooms)
     slugs = set(re.findall(r'^\s*(?:.*\(\s*)?"([a-z0-9]+(?:-[a-z0-9]+)+)",?', source, re.M))
     tested = {slug for path in BAD for _, _, slug in EXPECT.findall(path.read_text(encoding="utf-8"))}
     elsewhere = {
         "file-too-large", "not-utf8", "empty-file", "unknown-layer", "no-text-tower", "unreadable-image", "invalid-value",
+        "bad-model-directory", "too-many-problems",
     }  # fmt: skip
     assert slugs - tested - elsewhere - {"utf-8"} == set()
     assert elsewhere - slugs == set()
@@ -101,7 +105,7 @@ def test_every_slug_of_the_rules_has_a_bad_file() -> None:
         (b"---\n...\n", "empty-file"),
         (b"spec: a\ntitle: caf\xe9\n", "not-utf8"),
         (b'spec: "\\ud800"\n', "not-utf8"),
-        (b"spec: a\0b\n", "yaml-syntax"),
+        (b"spec: a\0b\n", "hidden-character"),
         (b"x: " + b"y" * 2_000_001, "file-too-large"),
         (b"x: [" + b"1," * 50_001 + b"1]", "file-too-large"),
         (b"spec: 'a\n", "yaml-syntax"),
