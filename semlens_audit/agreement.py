@@ -36,7 +36,7 @@ _CIRCUMSTANCES = frozenset(
 )  # fmt: skip
 """Fields of a record on which nothing measured depends, or that say when, where and by what it was made."""
 _MEASUREMENT = frozenset({"quantity", "unit", "n", "value", "interval"})
-_INFLUENCE = frozenset({"quantity", "groups", "values"})
+_INFLUENCE = frozenset({"quantity", "length", "values"})
 _NOISE = 1e-5
 """Sums in another order, as another number of threads makes them, differ by less than this, relatively."""
 

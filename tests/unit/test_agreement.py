@@ -156,7 +156,7 @@ def test_the_last_digits_of_other_numbers_are_noise() -> None:
 def test_packed_influences_are_compared_as_numbers() -> None:
     def influence(scale: float) -> InfluenceRecord:
         packed = (np.linspace(-1, 1, 6) * scale).astype("<f4").tobytes()
-        return InfluenceRecord(quantity="q", groups=6, values=base64.b64encode(packed).decode(), residual=0.1)
+        return InfluenceRecord(quantity="q", basis="draws", basis_sha256="0" * 64, length=6, values=base64.b64encode(packed).decode())
 
     record = small().model_copy(update={"influences": (influence(1.0),)})
     assert agree(record, record.model_copy(update={"influences": (influence(1 + 1e-6),)})).reproduced
