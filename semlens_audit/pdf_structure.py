@@ -209,7 +209,9 @@ def _tidy(node: _Node) -> None:
     elif node.tag == "Link":
         node.kids = _absorb(node.kids, "Link", "Span", "NonStruct")
     else:
-        node.kids = _absorb(node.kids, "Span", "NonStruct")
+        # a box without an element of its own carries the tag of the one it stands in
+        own = {node.tag, "P"} if node.tag in _HEADINGS | {"P", "Caption", "Lbl"} else set()
+        node.kids = _absorb(node.kids, "Span", "NonStruct", *own)
         if node.tag in {"LBody", "TD", "TH"} and any(kid.tag in _BLOCKS for kid in node.nodes()):
             _in_blocks(node)
     for kid in node.nodes():
