@@ -1,18 +1,54 @@
-"""What a run leaves in its folder: the record and its report; and what later verbs read from there."""
+"""What a run leaves in its folder: the record, its report and its exports; and what later verbs read from there."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
-from semlens_audit import engine, paths, report, run_log
+from semlens_audit import engine, exports, paths, release, report, run_log, waivers
 from semlens_audit.errors import AuditError, ExitCode, Problem, UsageError
 from semlens_audit.plan import AuditPlan
 from semlens_audit.progress import Progress
+from semlens_audit.record_file import RESULTS
 from semlens_audit.records import AuditRecord
+from semlens_audit.release_policy import Policy
 
-__all__ = ["Outcome", "assigned", "carry_out", "folder"]
+__all__ = ["Outcome", "Terms", "assigned", "carry_out", "decide", "folder", "leave"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a release is decided by.
+
+    Parameters
+    ----------
+    policy
+        What stops it.
+    waivers
+        File of the waivers; ``None``: the one beside the audit, or in the record, if there is one.
+    today
+        Date on which waivers are judged; ``None``: the day on which the audit ran.
+    """
+
+    policy: Policy = field(default_factory=Policy)
+    waivers: Path | None = None
+    today: date | None = None
+
+    def options(self) -> list[str]:
+        """The command line's options that mean the same."""
+        given = []
+        if self.policy.fail_on != Policy().fail_on:
+            given += ["--fail-on", self.policy.fail_on]
+        if self.policy.on_inconclusive != Policy().on_inconclusive:
+            given += ["--on-inconclusive", self.policy.on_inconclusive]
+        if self.waivers is not None:
+            given += ["--waivers", str(self.waivers)]
+        if self.today is not None:
+            given += ["--today", self.today.isoformat()]
+        return given
 
 
 @dataclass(frozen=True)
@@ -27,15 +63,18 @@ class Outcome:
         What was written, the record first.
     problems
         Why a PDF that was asked for is missing; empty where nothing is missing.
+    notices
+        Waivers that break a rule, each with its place; what follows from it, the gate has decided.
     """
 
     record: AuditRecord
     files: tuple[Path, ...]
     problems: tuple[Problem, ...] = ()
+    notices: tuple[Problem, ...] = ()
 
     @property
     def exit_code(self) -> ExitCode:
-        """The gate's; 4 where the verdict would let a release pass but a file that was asked for is missing."""
+        """The gate's; 4 where it would let a release pass but a file that was asked for is missing."""
         code = self.record.exit_code
         return ExitCode.INCOMPLETE if self.problems and code == ExitCode.SATISFIED else code
 
@@ -53,8 +92,10 @@ def carry_out(
     out: Path | None = None,
     allow_code: bool = False,
     qualification: Path | None = None,
+    terms: Terms | None = None,
+    locked: bool = False,
 ) -> Outcome:
-    """Audit `plan` and write record and report.
+    """Audit `plan`, decide on the release, and write record, report and exports.
 
     Parameters
     ----------
@@ -70,35 +111,97 @@ def carry_out(
         Whether a model defined by the user's own Python file may be executed.
     qualification
         The ``qualification.json`` to stand on, instead of the one that the audit names.
+    terms
+        What the release is decided by; default: no finding may be unsatisfied, but for the waivers beside the audit.
+    locked
+        Whether to refuse an audit without a lock, or other than it was locked.
 
     Raises
     ------
     AuditError
-        Whatever the user can mend, but for a PDF that cannot be made.
+        Whatever the user can mend, but for a PDF that cannot be made. A waivers file that cannot be read raises before anything is
+        measured.
     """
+    terms = terms or Terms()
+    declared = waivers.find(plan.audit_file, terms.waivers)
     command = ["semlens-audit", "run", plan.audit_file, *(["--allow-code"] if allow_code else [])]
     if qualification is not None:
         command += ["--qualification", str(qualification)]
         named = plan.audit.model_copy(update={"qualification": str(qualification.resolve())})
         plan = plan.model_copy(update={"audit": named})
-    record = engine.run(plan, allow_code=allow_code, progress=progress, command=shlex.join(command))
-    place = folder(plan, out)
-    results = place / "results.json"
+    command += [*terms.options(), *(["--locked"] if locked else [])]
+    found = engine.run(plan, allow_code=allow_code, progress=progress, command=shlex.join(command), locked=locked)
+    record = release.complete(found, policy=terms.policy, declared=declared, today=terms.today)
+
+    def written() -> None:
+        run_log.written(paths.store_path(plan), plan.audit.audit, engine.record_digest(record), int(record.exit_code))
+
+    return leave(record, folder(plan, out), pdf=pdf, notices=declared.problems if declared else (), written=written)
+
+
+def decide(record: AuditRecord, terms: Terms) -> tuple[AuditRecord, tuple[Problem, ...]]:
+    """`record` with its release decided anew, and the waivers that break a rule.
+
+    Parameters
+    ----------
+    record
+        What was found.
+    terms
+        What the release is decided by; without a waivers file, the one in the record.
+
+    Raises
+    ------
+    WaiverError
+        The waivers file cannot be read.
+    IntegrityError
+        The record was damaged.
+    """
+    document = next((document for document in record.documents if document.kind == "waivers"), None)
+    declared = None
+    if terms.waivers is not None:
+        declared = waivers.read(terms.waivers)
+    elif document is not None:
+        declared = waivers.parse(document.text.encode("utf-8"), document.name)
+    decided = release.complete(record, policy=terms.policy, declared=declared, today=terms.today)
+    return decided, declared.problems if declared else ()
+
+
+def leave(
+    record: AuditRecord,
+    place: Path,
+    *,
+    pdf: bool,
+    notices: tuple[Problem, ...] = (),
+    written: Callable[[], None] | None = None,
+) -> Outcome:
+    """Write record, report and exports into the folder `place`.
+
+    Parameters
+    ----------
+    pdf
+        Whether to write the PDF too; where it cannot be made, `Outcome.problems` says why.
+    notices
+        See `Outcome`.
+    written
+        Called when the record is written, before anything else is.
+    """
+    results = place / RESULTS
     engine.write_record(record, results)
-    run_log.written(paths.store_path(plan), plan.audit.audit, engine.record_digest(record), int(record.exit_code))
-    html = report.write(record, place, pdf=False)
+    if written is not None:
+        written()
+    files = (results, *report.write(record, place, pdf=False), *exports.write_all(record, place))
     if not pdf:
-        return Outcome(record, (results, *html))
+        return Outcome(record, files, notices=notices)
     try:
-        return Outcome(record, (results, *report.write(record, place, pdf=True)))
+        return Outcome(record, (*files, report.write_pdf(record, place)), notices=notices)
     except AuditError as error:
-        return Outcome(record, (results, *html), (*error.problems, *_without_pdf(record)))
+        return Outcome(record, files, (*error.problems, *_without_pdf(record)), notices)
 
 
 def _without_pdf(record: AuditRecord) -> tuple[Problem, ...]:
-    if record.verdict.exit_code != ExitCode.SATISFIED:
+    if record.exit_code != ExitCode.SATISFIED:
         return ()
-    said = "Every check is satisfied, but the PDF that was asked for is missing: exit code 4 instead of 0."
+    said = "Nothing stops the release, but the PDF that was asked for is missing: exit code 4 instead of 0."
     return (Problem("pdf-missing", said, "Mend what is said above, or run without --pdf."),)
 
 

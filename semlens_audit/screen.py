@@ -13,6 +13,7 @@ from rich.text import Text
 
 from semlens_audit import sensitivity
 from semlens_audit.records import AuditRecord, Finding, State
+from semlens_audit.release_records import GateOutcome
 from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measured
 
 if TYPE_CHECKING:
@@ -26,11 +27,19 @@ _STYLES: dict[State, str] = {
     "inconclusive": "yellow",
     "not_measured": "bold magenta",
 }
+_OUTCOMES: dict[GateOutcome, tuple[str, str, str]] = {
+    "passed": ("✓", "passed", "green"),
+    "conditional": ("!", "conditional", "yellow"),
+    "failed": ("✗", "failed", "bold red"),
+    "inconclusive": ("≈", "inconclusive", "yellow"),
+    "incomplete": ("○", "incomplete", "bold magenta"),
+    "invalid_waiver": ("✗", "invalid waiver", "bold red"),
+}
 _ORDER: tuple[State, ...] = ("not_satisfied", "not_measured", "inconclusive", "satisfied")
 
 
 def print_findings(record: AuditRecord, files: Sequence[Path], console: Console | None = None) -> None:
-    """Print the verdict, its findings (failures first) and where the files lie.
+    """Print the findings (failures first), the verdict, the gate's decision and where the files lie.
 
     Parameters
     ----------
@@ -65,10 +74,19 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
     for reason, checks in _missing(record).items():
         console.print(Text(f"Not measured: {', '.join(checks)}: {reason}."))
     verdict = record.verdict
+    code = f" (exit code {int(record.exit_code)}). "
     headline = Text(f"{GLYPHS[verdict.state]} {STATES[verdict.state]}", style=_STYLES[verdict.state])
-    headline.append(f" (exit code {int(record.exit_code)}). ", style="default not bold")
+    headline.append(code if record.gate is None else ". ", style="default not bold")
     headline.append(verdict.headline, style="default not bold")
     console.print(headline)
+    if record.gate is not None:
+        glyph, word, style = _OUTCOMES[record.gate.outcome]
+        decision = Text(f"{glyph} Gate {word}", style=style)
+        decision.append(code, style="default not bold")
+        decision.append(record.gate.sentence, style="default not bold")
+        console.print(decision)
+    for waiver in record.waivers:
+        console.print(Text(f"Waiver of {waiver.check}{f' at {waiver.where}' if waiver.where else ''}: {waiver.sentence}"))
     for sentence in _disputed(record):
         console.print(Text(sentence))
     if hangs := sensitivity.sentence(record):
@@ -111,9 +129,9 @@ def _missing(record: AuditRecord) -> dict[str, list[str]]:
 
 
 def summary(record: AuditRecord, files: Sequence[Path], exit_code: int) -> dict[str, Any]:
-    """Give verdict, findings and files as JSON-ready values; the whole record is the first of `files`.
+    """Give verdict, gate, findings and files as JSON-ready values; the whole record is the first of `files`.
 
-    `exit_code` is the one the process ends with: the verdict's, unless a file that was asked for is missing.
+    `exit_code` is the one the process ends with: the record's, unless a file that was asked for is missing.
     """
     verdict = record.verdict
     return {
@@ -121,6 +139,8 @@ def summary(record: AuditRecord, files: Sequence[Path], exit_code: int) -> dict[
         "state": verdict.state,
         "exit_code": exit_code,
         "headline": verdict.headline,
+        "gate": record.gate.model_dump(mode="json") if record.gate else None,
+        "waivers": [waiver.model_dump(mode="json") for waiver in record.waivers],
         "findings": [
             {
                 "check": finding.check,
@@ -128,6 +148,7 @@ def summary(record: AuditRecord, files: Sequence[Path], exit_code: int) -> dict[
                 "layer": finding.layer,
                 "concepts": list(finding.concepts),
                 "line": finding.line,
+                "severity": finding.severity,
                 "state": finding.state,
                 "measurement": finding.measurement.model_dump(mode="json"),
                 "criterion": finding.criterion.model_dump(mode="json", exclude_none=True),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from semlens_audit.cli.shell import EXIT_CODES, AllowCode, AsJson, AuditFile, Quiet, read_plan, show_progress, verb
+from semlens_audit.cli.terms import FailOn, OnInconclusive, Today, WaiversFile, day, terms
 from semlens_audit.errors import ExitCode
 from semlens_audit.failures import print_problems
 
@@ -49,23 +50,42 @@ def run(
     qualification: Annotated[
         Path | None, typer.Option(help="The qualification.json whose error rates the report states, instead of the tool's own.")
     ] = None,
+    fail_on: FailOn = "minor",
+    on_inconclusive: OnInconclusive = "inconclusive",
+    waivers: WaiversFile = None,
+    today: Today = None,
+    locked: Annotated[
+        bool,
+        typer.Option("--locked", help="Refuse to run unless the audit is as it was locked.", rich_help_panel="Release gate"),
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> ExitCode:
-    """Audit a model, write the report, exit with the verdict.
+    """Audit a model, write the report, exit with the gate's decision.
 
     Builds what is missing of the index, measures, holds each measurement against its acceptance criterion, and writes
-    [bold]results.json[/] (the record) and [bold]report.html[/] into the audit's reports folder. Changing a criterion and
-    running again re-decides from the cache within seconds.
+    [bold]results.json[/] (the record), [bold]report.html[/] and what build servers read (JUnit, SARIF, OSCAL, CycloneDX, a
+    summary) into the audit's reports folder. Changing a criterion and running again re-decides from the cache within seconds.
+
+    Without options, every result must be satisfied, but for those that a waiver beside the audit excepts. What was not measured
+    never passes.
     """
     from semlens_audit import results, screen
 
     plan = read_plan(audit)
+    agreed = terms(fail_on, on_inconclusive, waivers, None if today is None else day(today))
     with show_progress(quiet) as progress:
         outcome = results.carry_out(
-            plan, allow_code=allow_code, pdf=pdf, out=out, qualification=qualification, progress=progress
+            plan,
+            allow_code=allow_code,
+            pdf=pdf,
+            out=out,
+            qualification=qualification,
+            terms=agreed,
+            locked=locked,
+            progress=progress,
         )
-    print_problems(outcome.problems)
+    print_problems((*outcome.notices, *outcome.problems))
     if as_json:
         typer.echo(
             json.dumps(screen.summary(outcome.record, outcome.files, int(outcome.exit_code)), indent=2, ensure_ascii=False)
