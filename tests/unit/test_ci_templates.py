@@ -130,6 +130,7 @@ PLAIN = {
     "ON_INCONCLUSIVE": "fail",
     "WAIVERS": "",
     "BASELINE": "",
+    "LOCKED": "false",
     "ALLOW_CODE": "false",
     "PDF": "true",
 }
@@ -209,13 +210,13 @@ def test_the_verb_prints_them(word: str, name: str) -> None:
 
 
 def test_the_step_asks_for_what_its_inputs_say(tmp_path: Path) -> None:
-    ran = audit_step(tmp_path, {"WAIVERS": "w.yaml", "BASELINE": "b.json", "ALLOW_CODE": "true"})
+    ran = audit_step(tmp_path, {"WAIVERS": "w.yaml", "BASELINE": "b.json", "ALLOW_CODE": "true", "LOCKED": "true"})
     asked, exported = ran.calls
     assert asked[0] == "run"
     assert asked[-2:] == ["--", "audits/a.yaml"]
     options = [option for option in asked[1:-2] if not option.startswith("--out=")]
-    expected = ["--fail-on=major", "--on-inconclusive=fail", "--pdf", "--allow-code", "--waivers=w.yaml", "--baseline=b.json"]
-    assert options == expected
+    flags = ["--fail-on=major", "--on-inconclusive=fail", "--pdf", "--locked", "--allow-code"]
+    assert options == [*flags, "--waivers=w.yaml", "--baseline=b.json"]
     assert exported == ["export", "--format=code-scanning", "--", f"{ran.values['folder']}/results.json"]
     assert ran.summary == "## Not satisfied\n"
     assert ran.values["sarif"] == f"{ran.values['folder']}/code-scanning.sarif"
@@ -223,7 +224,7 @@ def test_the_step_asks_for_what_its_inputs_say(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", NASTY)
 def test_no_input_becomes_a_command_or_an_option(text: str, tmp_path: Path) -> None:
-    names = ("AUDIT", "FAIL_ON", "ON_INCONCLUSIVE", "WAIVERS", "BASELINE", "ALLOW_CODE", "PDF")
+    names = ("AUDIT", "FAIL_ON", "ON_INCONCLUSIVE", "WAIVERS", "BASELINE", "LOCKED", "ALLOW_CODE", "PDF")
     ran = audit_step(tmp_path, dict.fromkeys(names, text))
     asked = ran.calls[0]
     assert asked[-2:] == ["--", text]
@@ -275,7 +276,7 @@ def gitlab(folder: Path, values: dict[str, str], code: int = 0) -> Ran:
 
 @pytest.mark.parametrize("text", NASTY)
 def test_no_input_of_the_component_becomes_a_command(text: str, tmp_path: Path) -> None:
-    names = ("FILE", "FAIL_ON", "ON_INCONCLUSIVE", "WAIVERS", "BASELINE", "ALLOW_CODE")
+    names = ("FILE", "FAIL_ON", "ON_INCONCLUSIVE", "WAIVERS", "BASELINE", "LOCKED", "ALLOW_CODE")
     asked = gitlab(tmp_path, dict.fromkeys(names, text)).calls[0]
     start = ["run", "--pdf", "--out=semlens-audit-reports", f"--fail-on={text}", f"--on-inconclusive={text}"]
     assert asked == [*start, f"--waivers={text}", f"--baseline={text}", "--", text]
