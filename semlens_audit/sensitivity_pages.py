@@ -29,7 +29,6 @@ class Tried:
     """One setting."""
 
     knob: str
-    """Empty where the row before is of the same kind."""
     setting: str
     verdict: Badge | None
     """None where it was not tried."""
@@ -52,19 +51,14 @@ def sensitivity(record: AuditRecord) -> Sensitivity | None:
     """The section of `record`, or none where no setting was varied."""
     if not record.sensitivity:
         return None
-    rows: list[Tried] = []
-    last = ""
-    for tried in record.sensitivity:
-        rows.append(_row(record, tried, "" if tried.knob == last else capital(tried.knob)))
-        last = tried.knob
-    return Sensitivity(sentence(record), tuple(rows))
+    return Sensitivity(sentence(record), tuple(_row(record, tried) for tried in record.sensitivity))
 
 
-def _row(record: AuditRecord, tried: SensitivityRecord, knob: str) -> Tried:
+def _row(record: AuditRecord, tried: SensitivityRecord) -> Tried:
     reason = f"Not tried: {tried.not_tried}." if tried.not_tried is not None else ""
     verdict = _badge(tried.verdict) if tried.verdict is not None else None
     return Tried(
-        knob=knob,
+        knob=capital(tried.knob),
         setting=capital(tried.setting),
         verdict=verdict,
         other=tried.verdict not in (None, record.verdict.state),

@@ -175,7 +175,7 @@
       if (params) choose(params);
       arrange();
       apply();
-      const target = document.getElementById(decodeURIComponent(anchor));
+      const target = document.getElementById(anchor);
       if (target && target.closest("[hidden]")) {
         // Whoever follows a link to something filtered away wants to see it.
         choose(new URLSearchParams());

@@ -275,7 +275,7 @@ class TestSentence:
         assert page is not None
         assert [(row.knob, row.other, row.verdict is None) for row in page.rows] == [
             ("Reference samples", False, False),
-            ("", False, False),
+            ("Reference samples", False, False),
             ("Prompt templates", True, False),
             ("Examples", False, True),
             ("Significance", False, False),
