@@ -10,7 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from semlens_audit.confinement import inside, kind_of
+from semlens_audit.bounded import read_bytes
+from semlens_audit.confinement import inside
 from semlens_audit.yaml_source import KeyPath, Source
 
 __all__ = ["check_arguments", "check_model_directory", "check_model_name"]
@@ -110,12 +111,8 @@ def check_model_directory(source: Source, at: KeyPath, folder: Path, allowed: Se
 
 def _config(path: Path) -> dict[str, Any] | None:
     """``model_cfg`` of an open_clip configuration."""
-    if kind_of(path) != "file":
-        return None
     try:
-        with path.open("rb") as stream:
-            content = stream.read(_CONFIG_BYTES + 1)
-        value = json.loads(content.decode("utf-8")) if len(content) <= _CONFIG_BYTES else None
+        value = json.loads(read_bytes(path, _CONFIG_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     found = value.get("model_cfg") if isinstance(value, dict) else None

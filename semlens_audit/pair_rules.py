@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from semlens_audit.audit_rules import AuditSource, look
+from semlens_audit.bounded import read_bytes
 from semlens_audit.confinement import confined, inside, kind_of, roots
 from semlens_audit.errors import SpecError
 from semlens_audit.plain_text import find_hidden
@@ -67,7 +68,7 @@ def read_classes(classes: Any, audit_file: Path) -> tuple[str, ...]:
     if isinstance(classes, str):
         path = confined(audit_file, classes)
         try:
-            names = json.loads(_read_small(path))
+            names = json.loads(read_bytes(path, _MOST_BYTES).decode("utf-8"))
         except OSError:
             raise SpecError(
                 "missing-file", f"the list of classes is not there: {path}.", look(path), file=shown
@@ -94,17 +95,6 @@ def read_classes(classes: Any, audit_file: Path) -> tuple[str, ...]:
             "duplicate-class", f"the class `{twice}` is listed twice.", "Give every output its own name.", file=shown
         )
     return tuple(names)
-
-
-def _read_small(path: Path) -> str:
-    """Content of a text file of at most `_MOST_BYTES`."""
-    if kind_of(path) == "device":
-        raise ValueError("not a file")
-    with path.open("rb") as stream:
-        content = stream.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError("too large")
-    return content.decode("utf-8")
 
 
 def _classes(audit: AuditSource, wanted: list[str]) -> None:

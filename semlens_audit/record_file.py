@@ -7,14 +7,20 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from semlens_audit.bounded import JsonLimits, LimitError, read_bytes, read_json
 from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError, UsageError
+from semlens_audit.plain_text import one_line
+from semlens_audit.record_images import wrong_image
 from semlens_audit.records import SCHEMA_VERSION, AuditRecord
 
-__all__ = ["RESULTS", "parse_record", "read_record", "record_bytes", "record_digest", "write_record"]
+__all__ = ["LIMITS", "RESULTS", "parse_record", "read_record", "record_bytes", "record_digest", "write_record"]
 
 RESULTS = "results.json"
 """Name of the record's file, in a run's folder and as attachment of its PDF."""
+
+LIMITS = JsonLimits(size=64_000_000, values=1_000_000)
+"""What a record may have at most; that of two thousand images and 1280 components has 4 MB and 71,000 values."""
 
 
 class _Version(BaseModel):
@@ -51,14 +57,16 @@ def read_record(path: Path) -> AuditRecord:
     Raises
     ------
     UsageError
-        If there is no such file, or it was written under another schema version.
+        If there is no such file, it is none or too large, or it was written under another schema version.
     IntegrityError
         If it is no valid record.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, LIMITS.size)
     except OSError as error:
         raise _unreadable(str(path), str(error.strerror)) from error
+    except ValueError as error:  # a limit, or a path that no file system has
+        raise _unreadable(str(path), str(error)) from error
     return parse_record(data, str(path))
 
 
@@ -77,12 +85,16 @@ def parse_record(data: bytes, file: str) -> AuditRecord:
     UsageError
         If it is not UTF-8, or was written under another schema version.
     IntegrityError
-        If it is no valid record.
+        If it is no valid record: not of its form, ambiguous or gigantic as JSON, or with an image that is not the one its key names.
     """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _unreadable(file, "it is not UTF-8") from error
+    try:
+        read_json(data, LIMITS)
+    except LimitError as error:
+        raise _damaged(str(error), file) from error
     try:
         version = _Version.model_validate_json(text).schema_version
         if version != SCHEMA_VERSION:
@@ -92,13 +104,20 @@ def parse_record(data: bytes, file: str) -> AuditRecord:
                 "Use the version of semlens-audit that wrote it, or run the audit again.",
                 file=file,
             )
-        return AuditRecord.model_validate_json(text)
+        record = AuditRecord.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        said = ": ".join(part for part in ("The record is damaged or was changed", place, first["msg"]) if part)
-        hint = "Take the file as `run` wrote it, or run the audit again."
-        raise IntegrityError("invalid-record", f"{said}.", hint, file=file) from error
+        raise _damaged(": ".join(part for part in (place, first["msg"]) if part), file) from error
+    wrong = wrong_image(record.images)
+    if wrong is not None:
+        raise _damaged(wrong, file)
+    return record
+
+
+def _damaged(why: str, file: str) -> IntegrityError:
+    said = f"The record is damaged or was changed: {one_line(why, 300)}."
+    return IntegrityError("invalid-record", said, "Take the file as `run` wrote it, or run the audit again.", file=file)
 
 
 def _unreadable(file: str, why: str) -> UsageError:

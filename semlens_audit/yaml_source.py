@@ -8,9 +8,7 @@ recursion and without running any constructor, so a file can neither execute cod
 from __future__ import annotations
 
 import copy
-import os
 import re
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
+from semlens_audit.bounded import LimitError, TooLargeError, read_bytes
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import Problem, SpecError
 from semlens_audit.plain_text import Hidden, find_hidden, visible
@@ -174,20 +173,21 @@ def load(path: Path) -> Source:
         return Source(SourceMap(file), problems=[Problem("missing-file", message, hint, file)])
 
     try:
-        with open(path, "rb", opener=_at_once) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                return missing("cannot be read: it is a device, a pipe or a folder, not a file.", "Check the path.")
-            content = stream.read(MAX_BYTES + 1)
+        content = read_bytes(path, MAX_BYTES)
     except OSError as error:
         return missing(f"cannot be opened: {error.strerror or error}.", "Check the path and its permissions.")
+    except TooLargeError:
+        return _too_large(file)
+    except LimitError as error:
+        return missing(f"cannot be read: {error}.", "Check the path.")
     except ValueError:
         return missing("cannot be opened: the path is not a valid file name.")
     return parse(content, file)
 
 
-def _at_once(name: str, flags: int) -> int:
-    """Open a file; a pipe that nobody writes to does not keep waiting."""
-    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+def _too_large(file: str) -> Source:
+    said, hint = f"is larger than {MAX_BYTES // 1000} kB.", "A spec or audit file is a few kilobytes."
+    return Source(SourceMap(file), problems=[Problem("file-too-large", said, hint, file)])
 
 
 def parse(content: bytes, file: str) -> Source:
@@ -209,11 +209,7 @@ def parse(content: bytes, file: str) -> Source:
         return source
 
     if len(content) > MAX_BYTES:
-        return failed(
-            "file-too-large",
-            f"is larger than {MAX_BYTES // 1000} kB.",
-            "A spec or audit file is a few kilobytes.",
-        )
+        return _too_large(file)
     source.sha256 = digest_bytes(content)
     try:
         source.text = content.decode("utf-8")
