@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import UsageError
 
-__all__ = ["PEM_SUFFIXES", "TrustList", "key_id", "read_certificates", "read_trust"]
+__all__ = ["PEM_SUFFIXES", "TrustList", "key_id", "read_certificates", "read_revocation_lists", "read_trust"]
 
 PEM_SUFFIXES = (".pem", ".crt", ".cer", ".pub")
 """Files of a folder that are read as part of a trust list."""
@@ -100,6 +100,20 @@ def read_certificates(file: Path) -> tuple[bytes, ...]:
     if not found:
         raise UsageError("no-certificate", "The file holds no certificate.", "Give a PEM file with certificates.", file=str(file))
     return found
+
+
+def read_revocation_lists(paths: Sequence[Path]) -> tuple[bytes, ...]:
+    """DER of each certificate revocation list (RFC 5280), one a file, PEM or DER; raises `UsageError` ``bad-crl``."""
+    found = []
+    for path in paths:
+        try:
+            data = path.read_bytes()
+            read = x509.load_pem_x509_crl(data) if data.lstrip().startswith(b"-----") else x509.load_der_x509_crl(data)
+        except (OSError, ValueError) as error:
+            hint = "Give a PEM or DER file with one list."
+            raise UsageError("bad-crl", f"The revocation list cannot be read: {error}.", hint, file=str(path)) from error
+        found.append(read.public_bytes(Encoding.DER))
+    return tuple(found)
 
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semlens_audit.cli.shell import verb
-from semlens_audit.errors import UsageError
+from semlens_audit.cli.shell import AllowCode, AsJson, verb
+from semlens_audit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from semlens_audit.signing_keys import SigningKey
 
-__all__ = ["attest", "sign"]
+__all__ = ["attest", "sign", "verify"]
 
 _KEY, _TOKEN, _LOOK = "Key in a file", "Key on a token (PKCS #11)", "Look at more"
 PassphraseEnv = Annotated[
@@ -196,3 +198,81 @@ def _ed25519_passphrase(key: Path | None, new_key: Path | None, variable: str | 
     encrypted = key is not None and key.is_file() and b"ENCRYPTED" in key.read_bytes()[:100]
     asked = _passphrase(variable, file, f"Passphrase of {key.name}" if encrypted and key is not None else None)
     return asked.encode() if asked else None
+
+
+@verb(
+    rich_help_panel="Release",
+    epilog="Example: semlens-audit verify report.signed.pdf --trust hospital-ca.pem",
+)
+def verify(
+    file: Annotated[Path, typer.Argument(help="A report (PDF or HTML), a record (results.json) or an attestation (results.intoto.json).")],
+    trust: Annotated[
+        list[Path] | None,
+        typer.Option(help="PEM file, or folder of them: certificates and Ed25519 public keys that you trust; may be repeated."),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="RESULTS.json", help="Record of an HTML report; default: the one beside it.")
+    ] = None,
+    envelope: Annotated[
+        Path | None, typer.Option(help="Attestation of a file that is not signed itself; default: the one beside it.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Weights to compare with the audited model's.", rich_help_panel=_LOOK)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="AUDIT.yaml", help="Audit file whose test data to compare.", rich_help_panel=_LOOK)
+    ] = None,
+    crl: Annotated[
+        list[Path] | None,
+        typer.Option(help="Certificate revocation list; may be repeated. All certificates then need one.", rich_help_panel=_LOOK),
+    ] = None,
+    today: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM-DD", help="Day on which waivers are judged; default: today.", rich_help_panel=_LOOK)
+    ] = None,
+    allow_unsigned: Annotated[
+        bool, typer.Option("--allow-unsigned", help="Look at the rest of a file that is neither signed nor attested.")
+    ] = False,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Verify a file with nothing but the file and a list of whom you trust.
+
+    Signatures and certificates; the files that a PDF carries; every finding, the verdict and the decision on the release made
+    again from the measurements; the document rendered again and compared. Says what is proven and what is not. Asks no network;
+    the trust list replaces the system's.
+
+    Exits 0 when nothing is refused, 6 when anything is, 5 when a waiver has expired since.
+    """
+    from semlens_audit import verify as verifying
+    from semlens_audit.trust import read_revocation_lists, read_trust
+    from semlens_audit.verify_screen import print_verification
+
+    now = datetime.now(UTC)
+    day = _day(today) if today else None
+    further = []
+    if model is not None or data is not None:
+        from semlens_audit import verify_subject
+
+        further += [verify_subject.model_question(model, allow_code=allow_code)] if model is not None else []
+        further += [verify_subject.data_question(data)] if data is not None else []
+    request = verifying.Request(
+        trust=read_trust(trust or []),
+        now=now if day is None or day <= now.date() else datetime.combine(day, time(), UTC),
+        today=day,
+        revocation_lists=read_revocation_lists(crl or []),
+        allow_unsigned=allow_unsigned,
+        further=tuple(further),
+    )
+    found = verifying.verify(file, request, record=record, envelope=envelope)
+    if as_json:
+        typer.echo(json.dumps(found.model_dump(mode="json") | {"exit_code": int(found.exit_code)}, indent=2, ensure_ascii=False))
+    else:
+        print_verification(found)
+    return found.exit_code
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError("bad-date", f"{text!r} is no date.", "Write it as YYYY-MM-DD.") from error
