@@ -300,7 +300,7 @@ def decided(draw: st.DrawFn) -> AuditRecord:
     return gate.apply(made, waivers, policy, day + timedelta(days=draw(st.sampled_from([0, 20]))))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(decided())
 def test_counts_and_exit_code_agree_in_every_format(record: AuditRecord) -> None:
     code = int(record.exit_code)
