@@ -33,6 +33,7 @@ from semlens_audit.interventions import intervene
 from semlens_audit.limitations import limitations
 from semlens_audit.measure import Measurements, measure, measurement_key
 from semlens_audit.paths import store_path
+from semlens_audit.picture_budget import within_budget
 from semlens_audit.plan import AuditPlan
 from semlens_audit.progress import Progress, SilentProgress
 from semlens_audit.record_file import read_record, record_digest, write_record
@@ -250,7 +251,8 @@ def _record(
 
     places, images = prune(measured.class_layers, found, cached.images)
     pictures = {shown.image for entry in measured.presence_in_data for shown in entry.pictures}
-    images = dict(sorted((images | {key: cached.images[key] for key in pictures if key is not None}).items()))
+    images |= {key: cached.images[key] for key in pictures if key is not None}
+    places, presence, images = within_budget(places, measured.presence_in_data, images)
     subject = SubjectRecord(
         name=audit.subject.name,
         version=audit.subject.version,
@@ -310,7 +312,7 @@ def _record(
         layers=measured.layers,
         class_layers=places,
         effects=measured.effects,
-        presence_in_data=measured.presence_in_data,
+        presence_in_data=presence,
         pair_effects=measured.pair_effects,
         interventions=interventions,
         findings=tuple(found),

@@ -321,7 +321,6 @@ def finish_structure(document: Any, pdf: Any) -> None:
         pdf.objects[number] = unused
     mapping["Nums"] = pydyf.Array(_numbers(pdf, writer, reader))
     structure_root["ParentTreeNextKey"] = max(mapping["Nums"][::2]) + 1
-    pdf.catalog["MarkInfo"] = pydyf.Dictionary({"Marked": "true", "Suspects": "false"})
 
 
 def _join_pages(top: _Node, fragments: Fragments) -> list[_Node]:
