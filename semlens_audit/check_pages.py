@@ -26,6 +26,7 @@ __all__ = ["SEVERITY_ORDER", "STATE_ORDER", "Check", "Checks", "badge", "clearan
 STATE_ORDER: dict[State, int] = {"not_satisfied": 0, "not_measured": 1, "inconclusive": 2, "satisfied": 3}
 """What needs attention first, first."""
 SEVERITY_ORDER: dict[Severity, int] = {"critical": 0, "major": 1, "minor": 2}
+STOPS = "stops the release"
 _TABLE_WIDTH = 250
 _CAPTIONS: dict[Unit, str] = {
     "share": "Inside the network: share of the class's relevance in a layer (mechanistic line of evidence)",
@@ -99,7 +100,7 @@ def release_words(record: AuditRecord) -> dict[str, str]:
     return {
         **dict.fromkeys(gate.tolerated, "tolerated by policy"),
         **dict.fromkeys(gate.waived, "waived"),
-        **dict.fromkeys(gate.stopped_by, "stops the release"),
+        **dict.fromkeys(gate.stopped_by, STOPS),
     }
 
 
@@ -128,6 +129,10 @@ class Checks:
     def ranked(self) -> list[Check]:
         """Checks, those that need attention first."""
         return sorted(self.checks, key=lambda check: check.rank)
+
+    def stops(self, check: Check) -> bool:
+        """Whether a result of the check stops the release."""
+        return any(self.release.get(finding.id) == STOPS for finding in check.findings)
 
     def label(self, finding: Finding) -> str:
         """What tells a result from the others of its check."""

@@ -82,7 +82,7 @@ def _lines(text: str, width: int) -> int:
 
 def _summary_checks(checks: Checks, room: float) -> tuple[tuple[CheckRow, ...], str, str]:
     """Rows of page one as far as `room` millimetres hold them, their caption, and what is said of the others."""
-    ranked = checks.ranked()
+    ranked = sorted(checks.ranked(), key=lambda check: not checks.stops(check))
     attention = [check for check in ranked if check.state != "satisfied"]
     rows: list[CheckRow] = []
     for check in attention or ranked:
