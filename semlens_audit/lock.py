@@ -15,18 +15,16 @@ from semlens_audit.errors import IntegrityError, Problem, UsageError
 from semlens_audit.foundation import foundation_digest
 from semlens_audit.index import evidence_stages
 from semlens_audit.lock_file import Earlier, Lock, asked, differences, load, lock_file, parse, read, write
+from semlens_audit.lock_statement import sentence
 from semlens_audit.paths import examples_root, store_path
 from semlens_audit.plan import AuditPlan
 from semlens_audit.release_records import DocumentRecord, LockRecord
 from semlens_audit.standing import code_digests
 from semlens_audit.store import Store
 from semlens_audit.subject import subject_digest
-from semlens_audit.wording import count, format_date, shorten
+from semlens_audit.wording import format_date, shorten
 
 __all__ = ["Held", "check", "compare", "describe", "hold", "make", "require"]
-
-_NAMED = 3
-
 
 @dataclass(frozen=True)
 class Held:
@@ -226,7 +224,7 @@ def hold(plan: AuditPlan, data: DataSet, store: Store, *, required: bool = False
     document = DocumentRecord(
         kind="lock", name=path.name, media_type="application/json", sha256=digest_bytes(content), text=text
     )
-    return Held(record.model_copy(update={"sentence": _sentence(record)}), document)
+    return Held(record.model_copy(update={"sentence": sentence(record)}), document)
 
 
 def check(plan: AuditPlan) -> Held:
@@ -259,25 +257,3 @@ def _looks(entries: Sequence[run_log.Entry], lock: Lock) -> tuple[int, int]:
         made = datetime.fromisoformat(lock.created)
         before = sum(entry.event == "audit" and entry.at < made for entry in entries)
     return before, sum(entry.event == "audit" for entry in entries) - before
-
-
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-
-
-def _sentence(record: LockRecord) -> str:
-    """What was kept or not, and which look this is."""
-    when, number = format_date(record.created), record.earlier_runs
-    which = f"the {_ORDINALS[number]} run" if number < len(_ORDINALS) else f"run {number + 1:,}"
-    if record.state == "kept":
-        said = f"Locked on {when}, before it ran, and nothing differs from what was locked. This is {which} under the lock"
-    else:
-        named = "; ".join(record.differences[:_NAMED])
-        more = len(record.differences) - _NAMED
-        rest = f"; and {count(more, 'more difference')}" if more > 0 else ""
-        said = f"Locked on {when}, but not carried out as locked: {named}{rest}. This is {which} since"
-    said += ", as far as the store knows" if record.log_intact else ", as far as the store knows, whose run log is not intact"
-    before = record.runs_before_lock
-    said += f"; it had seen {count(before, 'run')} of this audit before it was locked." if before else "; none came before the lock."
-    if record.replaced:
-        said += f" The lock replaced {count(record.replaced, 'earlier lock')}."
-    return said

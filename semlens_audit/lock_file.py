@@ -187,10 +187,11 @@ def parse(content: bytes, path: Path) -> Lock:
     stated = value.pop("sha256")
     try:
         lock = Lock.model_validate_json(json.dumps(value, allow_nan=False))
+        own = lock.sha256
     except (ValidationError, ValueError, RecursionError) as error:
         raise _damaged("it does not hold what a lock holds", path) from error
-    if stated != lock.sha256:
-        raise _damaged(f"its digest is {shorten(lock.sha256)}, not {shorten(stated)} as it says", path)
+    if stated != own:
+        raise _damaged(f"its digest is {shorten(own)}, not {shorten(stated)} as it says", path)
     return lock
 
 

@@ -15,12 +15,16 @@ from PIL import Image
 
 from semlens_audit import engine, lock, run_log, standing
 from semlens_audit.data import open_data
+from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import AuditError, IntegrityError, UsageError
+from semlens_audit.foundation import foundation_digest
 from semlens_audit.limitations import limitations
 from semlens_audit.lock_file import MAX_BYTES, lock_file, read, write
 from semlens_audit.lock_pages import lock_digests, lock_facts
+from semlens_audit.lock_statement import contradictions, sentence
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
+from semlens_audit.records import AuditRecord
 from semlens_audit.release_records import LockRecord
 from semlens_audit.store import Store
 from tests.golden.sample_record import small
@@ -421,6 +425,84 @@ def test_limitations_say_what_the_lock_does_not_show(folder: Path) -> None:
     assert "earlier" in said(kept.model_copy(update={"earlier_runs": 2}))
     assert "lock file alone" in said(kept.model_copy(update={"witnessed": False}))
     assert "not intact" in said(kept.model_copy(update={"log_intact": False}))
+
+
+def bound(folder: Path, **changes: Any) -> AuditRecord:
+    """A record of the locked audit, as far as its lock goes."""
+    asked = plan(folder, **changes)
+    found, bare = held(asked), small()
+    assert found is not None
+    with Store.open(folder / "store.duckdb") as store:
+        data = open_data(asked, store.file_digest)
+    return bare.model_copy(
+        update={
+            "lock": found.record,
+            "documents": (found.document,),
+            "data": bare.data.model_copy(update={"sha256": data.sha256}),
+            "foundation_model": bare.foundation_model.model_copy(update={"sha256": foundation_digest(asked)}),
+        }
+    )
+
+
+def test_what_a_record_says_of_its_lock_follows_from_what_it_carries(folder: Path) -> None:
+    assert contradictions(bound(folder), plan(folder)) == ()
+    broken = bound(folder, audit={"seed": 4})
+    assert contradictions(broken, plan(folder, audit={"seed": 4})) == ()
+    assert contradictions(small(), plan(folder)) == ()
+
+
+def worded(record: LockRecord) -> LockRecord:
+    return record.model_copy(update={"sentence": sentence(record)})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sha256": "0" * 64},
+        {"created": "2020-01-01T00:00:00+00:00"},
+        {"replaced": 1},
+        {"state": "broken"},
+        {"differences": ("audit.seed was 3, is 4",)},
+        {"sentence": "All is well."},
+    ],
+)
+def test_a_lock_record_that_was_edited_contradicts_the_lock(folder: Path, changes: dict[str, Any]) -> None:
+    record = bound(folder)
+    assert record.lock is not None
+    edited = record.lock.model_copy(update=changes)
+    edited = edited if "sentence" in changes else worded(edited)
+    assert contradictions(record.model_copy(update={"lock": edited}), plan(folder))
+
+
+def test_a_broken_lock_cannot_be_passed_off_as_kept(folder: Path) -> None:
+    changed = {"check": {"criterion": {"at_most": 0.9}}}
+    record = bound(folder, **changed)
+    assert record.lock is not None
+    kept = worded(record.lock.model_copy(update={"state": "kept", "differences": ()}))
+    (said,) = contradictions(record.model_copy(update={"lock": kept}), plan(folder, **changed))
+    assert "was 0.2, is 0.9" in said
+    other = record.data.model_copy(update={"sha256": "0" * 64})
+    assert contradictions(bound(folder).model_copy(update={"data": other}), plan(folder))
+
+
+def test_a_lock_that_was_left_out_or_put_in_is_noticed(folder: Path) -> None:
+    record = bound(folder)
+    assert contradictions(record.model_copy(update={"documents": ()}), plan(folder))
+    assert contradictions(record.model_copy(update={"lock": None}), plan(folder))
+    text = record.documents[0].text.replace("0.2", "0.3")
+    swapped = record.documents[0].model_copy(update={"text": text})
+    assert contradictions(record.model_copy(update={"documents": (swapped,)}), plan(folder))
+    again = swapped.model_copy(update={"sha256": digest_bytes(text.encode())})
+    assert "damaged" in contradictions(record.model_copy(update={"documents": (again,)}), plan(folder))[0]
+
+
+def test_runs_that_the_lock_knew_cannot_be_left_out(folder: Path) -> None:
+    look(folder, 2)
+    lock.make(plan(folder), force=True)
+    record = bound(folder)
+    assert record.lock is not None
+    fewer = worded(record.lock.model_copy(update={"runs_before_lock": 1}))
+    assert contradictions(record.model_copy(update={"lock": fewer}), plan(folder))
 
 
 def test_a_lock_reads_as_it_was_written(folder: Path) -> None:
