@@ -16,7 +16,7 @@ from semlens_audit.record_file import RESULTS
 from semlens_audit.records import AuditRecord
 from semlens_audit.release_policy import Policy
 
-__all__ = ["Outcome", "Terms", "assigned", "carry_out", "decide", "folder", "leave"]
+__all__ = ["Outcome", "Terms", "assigned", "carry_out", "decide", "folder", "last", "leave"]
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,18 @@ def _without_pdf(record: AuditRecord) -> tuple[Problem, ...]:
     return (Problem("pdf-missing", said, "Mend what is said above, or run without --pdf."),)
 
 
+def last(plan: AuditPlan) -> AuditRecord | None:
+    """Record of the last run of this very spec and audit; ``None`` where there is none, or spec, audit file or tool have changed."""
+    results = folder(plan) / RESULTS
+    if not results.is_file():
+        return None
+    try:
+        record = engine.read_record(results)
+    except UsageError:
+        return None  # of another version of the tool
+    return record if (record.spec.sha256, record.audit.sha256) == (plan.spec_digest, plan.audit_digest) else None
+
+
 def assigned(plan: AuditPlan, class_name: str) -> dict[tuple[str, int], str | None] | None:
     """Concepts that the last run of this very spec and audit assigned components to.
 
@@ -221,14 +233,8 @@ def assigned(plan: AuditPlan, class_name: str) -> dict[tuple[str, int], str | No
         (layer, component) -> concept, or ``None`` for a component without one. ``None`` altogether where there is no run, or
         spec, audit file or tool have changed since.
     """
-    results = folder(plan) / "results.json"
-    if not results.is_file():
-        return None
-    try:
-        record = engine.read_record(results)
-    except UsageError:
-        return None  # of another version of the tool
-    if (record.spec.sha256, record.audit.sha256) != (plan.spec_digest, plan.audit_digest):
+    record = last(plan)
+    if record is None:
         return None
     return {
         (place.layer, component.component): component.assigned

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from semlens_audit.plan import Criterion
+from semlens_audit.plan import AuditPlan, Criterion
 from semlens_audit.records import AuditRecord, Finding
 from semlens_audit.release_policy import Policy
 from semlens_audit.release_records import WaiverRecord, WaiverState
 from semlens_audit.waivers import Waiver, covers, faults, repeated, scope_words
 from semlens_audit.wording import Unit, format_criterion, format_date, format_value, join, needed_decimals
 
-__all__ = ["BAD", "judge_waivers", "matching", "place"]
+__all__ = ["BAD", "judge_declared", "judge_waivers", "matching", "place"]
 
 BAD: tuple[WaiverState, ...] = ("expired", "exceeded", "unmatched", "invalid")
 """States of a waiver that end with exit code 5."""
@@ -33,11 +33,7 @@ def judge_waivers(
     twins = repeated(waivers)
     judged = []
     for index, waiver in enumerate(waivers):
-        if index in twins:
-            said = "The same result of the same model is waived twice; keep one of the two."
-            standing = _Standing("invalid", said)
-        else:
-            standing = _judge(record, waiver, policy, today)
+        standing = _TWICE if index in twins else _judge(record, waiver, policy, today)
         judged.append(
             WaiverRecord(
                 check=waiver.check,
@@ -67,15 +63,55 @@ class _Standing:
     findings: tuple[str, ...] = ()
 
 
-def _judge(record: AuditRecord, waiver: Waiver, policy: Policy, today: date) -> _Standing:
-    """One waiver by itself; the first reason why it does not hold counts."""
+_TWICE = _Standing("invalid", "Invalid: the same result of the same model is waived twice; keep one of the two.")
+
+
+def judge_declared(plan: AuditPlan, waivers: Sequence[Waiver], today: date) -> tuple[tuple[WaiverState | None, str], ...]:
+    """What can be said of waivers before anything is measured: state and sentence of each; no state where nothing speaks against it."""
+    twins = repeated(waivers)
+    found: list[tuple[WaiverState | None, str]] = []
+    for index, waiver in enumerate(waivers):
+        standing = _TWICE if index in twins else _dated(waiver, today) or _asked(plan, waiver) or _expired(waiver, today)
+        words = f"In force until {_day(waiver.expires)}; to be held against the next run."
+        found.append((standing.state, standing.sentence) if standing else (None, words))
+    return tuple(found)
+
+
+def _asked(plan: AuditPlan, waiver: Waiver) -> _Standing | None:
+    """Why a waiver cannot hold in an audit, whatever is measured."""
+    check = next((one for one in plan.spec.checks if one.id == waiver.check), None)
+    if check is None:
+        return _Standing("unmatched", f"Matches nothing: the spec has no check {waiver.check}.")
+    concepts = check.concepts or tuple(concept.id for concept in plan.spec.concepts)
+    places = {*(check.layers or plan.audit.layers), *concepts, ",".join(concepts), check.for_class}
+    if waiver.where is not None and waiver.where not in places:
+        return _Standing("unmatched", f"Matches nothing: {waiver.check} looks at no {waiver.where}.")
+    subject = plan.audit.subject
+    if waiver.scope.versions is not None and (why := covers(waiver.scope, "", subject.version)):
+        return _Standing("unmatched", f"Matches another model: {why}.")
+    return None
+
+
+def _dated(waiver: Waiver, today: date) -> _Standing | None:
+    """Why a waiver does not hold by itself, or not yet."""
     if broken := faults(waiver):
         return _Standing("invalid", f"Invalid: {'; '.join(said for _, _, said, _ in broken)}.")
     if waiver.created > today:
-        return _Standing(
-            "not_in_force",
-            f"Not in force: it was granted on {_day(waiver.created)}, after the day of this decision, and waives nothing.",
-        )
+        said = f"it was granted on {_day(waiver.created)}, after the day of this decision, and waives nothing"
+        return _Standing("not_in_force", f"Not in force: {said}.")
+    return None
+
+
+def _expired(waiver: Waiver, today: date) -> _Standing | None:
+    if today > waiver.expires:
+        return _Standing("expired", f"Expired: {_day(waiver.expires)} was the last day on which it held.")
+    return None
+
+
+def _judge(record: AuditRecord, waiver: Waiver, policy: Policy, today: date) -> _Standing:
+    """One waiver by itself; the first reason why it does not hold counts."""
+    if standing := _dated(waiver, today):
+        return standing
     of_check = [finding for finding in record.findings if finding.check == waiver.check]
     if not of_check:
         return _Standing("unmatched", f"Matches nothing: the audit has no result of a check {waiver.check}.")
@@ -87,9 +123,7 @@ def _judge(record: AuditRecord, waiver: Waiver, policy: Policy, today: date) -> 
         return _Standing("invalid", f"Invalid: {why}.")
     if why := covers(waiver.scope, record.subject.weights_sha256, record.subject.version):
         return _Standing("unmatched", f"Matches another model: {why}.")
-    if today > waiver.expires:
-        return _Standing("expired", f"Expired: {_day(waiver.expires)} was the last day on which it held.")
-    return _hold(waiver, matched, policy)
+    return _expired(waiver, today) or _hold(waiver, matched, policy)
 
 
 def _hold(waiver: Waiver, matched: Sequence[Finding], policy: Policy) -> _Standing:
