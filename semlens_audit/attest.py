@@ -6,7 +6,7 @@ Statement v1 with the predicate Test Result v0.1 (in-toto Attestation Framework)
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from cryptography.hazmat.primitives.serialization import (
 from semlens_audit.digest import canonical_json, digest_bytes
 from semlens_audit.envelope import seal
 from semlens_audit.errors import ExitCode, IntegrityError, UsageError
+from semlens_audit.pdf_parts import read_attachments
 from semlens_audit.record_file import RESULTS, parse_record, record_bytes
 from semlens_audit.records import AuditRecord, Finding
+from semlens_audit.report import render_html
 
 __all__ = [
     "ENVELOPE",
@@ -116,20 +118,22 @@ def statement_bytes(record: AuditRecord, subjects: Mapping[str, str]) -> bytes:
     return canonical_json(statement(record, subjects)).encode("utf-8")
 
 
-def attest(results: Path, key: Ed25519PrivateKey) -> bytes:
+def attest(results: Path, key: Ed25519PrivateKey, reports: Sequence[Path] | None = None) -> bytes:
     """The envelope for a record and the reports beside it, as a file's content.
 
     Parameters
     ----------
     results
-        The record, ``results.json``; of `SUBJECTS`, whatever lies beside it is attested too.
+        The record, ``results.json``.
+    reports
+        Reports that are attested too; none given: of `SUBJECTS`, whatever lies beside the record.
 
     Raises
     ------
     UsageError
         If the record cannot be read.
     IntegrityError
-        If it is no valid record, or not in the form in which records are written.
+        If it is no valid record, or not in the form in which records are written, or a report is one of another record.
     """
     try:
         data = results.read_bytes()
@@ -143,11 +147,23 @@ def attest(results: Path, key: Ed25519PrivateKey) -> bytes:
             "Take the file as `run` wrote it, or run the audit again.", file=str(results),
         )  # fmt: skip
     subjects = {RESULTS: digest_bytes(data)}
-    for name in SUBJECTS[1:]:
-        beside = results.with_name(name)
-        if beside.is_file():
-            subjects[name] = digest_bytes(beside.read_bytes())
+    beside = [results.with_name(name) for name in SUBJECTS[1:]]
+    for report in [path for path in beside if path.is_file()] if reports is None else reports:
+        content = report.read_bytes()
+        if not _reports(content, data, record):
+            raise IntegrityError(
+                "other-record", f"{report.name} is not the report of this record.",
+                "Render it again with `semlens-audit report`, and sign it again; or move it away.", file=str(report),
+            )  # fmt: skip
+        subjects[report.name] = digest_bytes(content)
     return seal(statement_bytes(record, subjects), key)
+
+
+def _reports(report: bytes, data: bytes, record: AuditRecord) -> bool:
+    """Whether a report is that of the record: the HTML rendered from it, or a PDF that carries it."""
+    if report.startswith(b"%PDF"):
+        return read_attachments(report).get(RESULTS) == data
+    return render_html(record).encode("utf-8") == report
 
 
 def new_key(file: Path, passphrase: bytes | None) -> Path:

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from semlens_audit.attest import ENVELOPE, attest, new_key, read_key
-from semlens_audit.record_file import RESULTS, read_record
+from semlens_audit.plan import Responsible
+from semlens_audit.record_file import read_record
 from semlens_audit.report import replace
 from semlens_audit.signing import sign_report
 from semlens_audit.signing_keys import from_pem
@@ -31,20 +32,20 @@ TEST = "TEST, not for use"
 _DAYS = 30
 
 
-def sign_all(folders: Sequence[Path], keys: Path) -> list[Verification]:
+def sign_all(audits: Sequence[Sequence[Path]], keys: Path) -> list[tuple[Path, Verification]]:
     """Sign, attest and verify what audits left.
 
     Parameters
     ----------
-    folders
-        Each holds a record, and its report as PDF where there is one.
+    audits
+        For each audit what it wrote: the record first, then its reports.
     keys
         Where the test keys are, or are made: private ones, and below ``trust/`` what a verifier needs.
 
     Returns
     -------
-    list of Verification
-        Of every signed PDF and every attestation.
+    list of (Path, Verification)
+        Every signed PDF and every attestation.
 
     Raises
     ------
@@ -57,31 +58,28 @@ def sign_all(folders: Sequence[Path], keys: Path) -> list[Verification]:
     if not attesting.exists():
         replace(trust / "attest.pub", new_key(attesting, None).read_bytes())
     written = []
-    for folder in folders:
-        written += _sign(folder, keys)
-        envelope = folder / ENVELOPE
-        replace(envelope, attest(folder / RESULTS, read_key(attesting, None)))
-        written.append(envelope)
+    for record, *reports in audits:
+        persons = read_record(record).responsible
+        signed = [_sign(report, persons, keys) for report in reports if report.suffix == ".pdf" and persons]
+        envelope = record.with_name(ENVELOPE)
+        replace(envelope, attest(record, read_key(attesting, None), [*reports, *signed]))
+        written += [*signed, envelope]
     request = Request(trust=read_trust([trust]))
-    return [verify(path, request) for path in written]
+    return [(path, verify(path, request)) for path in written]
 
 
-def _sign(folder: Path, keys: Path) -> list[Path]:
-    report = folder / "report.pdf"
-    persons = read_record(folder / RESULTS).responsible
-    if not report.is_file() or not persons:
-        return []
+def _sign(report: Path, persons: Sequence[Responsible], keys: Path) -> Path:
+    """Sign a report in the name of everyone who answers for it."""
     data = report.read_bytes()
     for person in persons:
         stem = "".join(character if character.isalnum() else "-" for character in person.name.lower())[:60]
         key, certificate = keys / f"{stem}.key", keys / f"{stem}.pem"
         if not key.exists() or not certificate.exists():
-            authority = make_signatory(person.name, key, certificate)
-            replace(keys / "trust" / f"authority-of-{stem}.pem", authority)
+            replace(keys / "trust" / f"authority-of-{stem}.pem", make_signatory(person.name, key, certificate))
         data = sign_report(data, from_pem(key, certificate, [], None), name=person.name, file=str(report)).data
-    signed = folder / "report.signed.pdf"
+    signed = report.with_suffix(".signed.pdf")
     replace(signed, data)
-    return [signed]
+    return signed
 
 
 def make_signatory(name: str, key_file: Path, certificate_file: Path) -> bytes:

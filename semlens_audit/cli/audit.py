@@ -159,12 +159,13 @@ def demo(
 
     Both were trained on rendered images of moles; in the first one's training images a ruler lay beside nearly every
     melanoma. Takes some minutes and no network. Exits 0 when the audits came out as the truth demands: the shortcut model
-    not satisfied and the ruler named, its clean twin satisfied; else 4.
+    not satisfied and the ruler named, its clean twin satisfied; else 4. The reports are then signed and attested with test keys
+    that are made for it, and verified.
     """
     from semlens_audit import demo as demonstration
     from semlens_audit import results, screen
 
-    surprises = []
+    surprises, written = [], []
     for expected, audit in demonstration.prepare(out):
         typer.echo(f"{audit}: {expected.description}")
         with show_progress(quiet) as progress:
@@ -172,8 +173,27 @@ def demo(
         print_problems(outcome.problems)
         screen.print_findings(outcome.record, outcome.files)
         surprises += demonstration.surprises(expected, outcome.record)
+        written.append(outcome.files)
+    refused = _signed(written)
     for surprise in surprises:
         typer.echo(f"Not as the truth demands: {surprise}", err=True)
     if not surprises:
         typer.echo("As the truth demands: the shortcut model is not satisfied and its clean twin is.")
+    if refused:
+        return ExitCode.INTEGRITY
     return ExitCode.INCOMPLETE if surprises else ExitCode.SATISFIED
+
+
+def _signed(audits: list[tuple[Path, ...]]) -> bool:
+    """Sign and attest the demonstration's reports with test keys, verify them, print what came of it; whether any is refused."""
+    from semlens_audit import demo_signing
+
+    keys = audits[0][0].parent.parent / demo_signing.KEYS
+    found = demo_signing.sign_all(audits, keys)
+    typer.echo(f"Signed and attested with test keys ({keys}), which nobody should trust, and verified:")
+    for path, one in found:
+        proven = sum(line.state == "proven" for line in one.lines)
+        typer.echo(f"  {path}: {'refused' if one.exit_code else 'accepted'}, {proven} of {len(one.lines)} questions proven")
+    example = next((path for path, _ in found if path.suffix == ".pdf"), found[0][0])
+    typer.echo(f"Look closer: semlens-audit verify {example} --trust {keys / 'trust'}")
+    return any(one.exit_code for _, one in found)
