@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable
 from statistics import NormalDist
@@ -9,35 +10,45 @@ from statistics import NormalDist
 import numpy as np
 
 from semlens_audit.measured import Interval, Measurement
+from semlens_audit.release_records import InfluenceRecord
 
-__all__ = ["correlation", "difference", "difference_of_sizes", "negative"]
+__all__ = ["correlation", "difference", "difference_of_sizes", "influence_values", "negative"]
 
 Ends = Callable[[float], tuple[float, float]]
 
 
-def correlation(old: np.ndarray, new: np.ndarray, residual_old: float = 0.0, residual_new: float = 0.0) -> float:
-    """Correlation of two estimates that the same groups of samples move.
+def influence_values(record: InfluenceRecord) -> np.ndarray:
+    """(length,) float64 numbers that a record holds.
 
-    The covariance is the sum of products of influences; the variance of each is the sum of their squares and the square of its
-    residual, which is independent between the two.
+    Raises
+    ------
+    ValueError
+        If the text is no base64 of as many finite numbers as the record says.
+    """
+    raw = base64.b64decode(record.values.encode("ascii"), validate=True)
+    if len(raw) != 4 * record.length:
+        raise ValueError(f"{len(raw)} bytes of influences on {record.quantity}, {4 * record.length} needed")
+    values = np.frombuffer(raw, dtype="<f4").astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"influences on {record.quantity} that are not finite")
+    return values
+
+
+def correlation(old: np.ndarray, new: np.ndarray) -> float:
+    """Correlation of two estimates from how each moves with the same samples.
 
     Parameters
     ----------
     old, new
-        (G,) influence of each group on the one and on the other estimate.
-    residual_old, residual_new
-        Standard errors that do not come from the choice of samples, 0 or more.
+        (L,) influences of the same basis, see `semlens_audit.influence`; their inner products are variances and covariance.
 
     Returns
     -------
     float
         -1 to 1; 0 where either estimate does not vary, as a share of 0 or 1: nothing is then known of how they go together.
     """
-    squares = [float((values**2).sum()) for values in (old, new)]
-    if min(squares) <= 0.0:
-        return 0.0
-    total = math.sqrt((squares[0] + residual_old**2) * (squares[1] + residual_new**2))
-    return min(max(float((old * new).sum()) / total, -1.0), 1.0)
+    total = math.sqrt(float((old**2).sum()) * float((new**2).sum()))
+    return min(max(float((old * new).sum()) / total, -1.0), 1.0) if total > 0.0 else 0.0
 
 
 def difference(old: Measurement, new: Measurement, rho: float, level: float) -> Measurement:
@@ -71,9 +82,10 @@ def difference(old: Measurement, new: Measurement, rho: float, level: float) -> 
 def difference_of_sizes(old: Measurement, new: Measurement, rho: float, level: float) -> Measurement:
     """``|new| - |old|`` of two signed measurements.
 
-    With d = new - old and s = new + old, ``|new| - |old| = max(min(d, s), -max(d, s))``. The interval is what this makes of the
-    intervals of d and s: a size has grown only if new differs from old and from minus old, the same way (an intersection-union
-    test, Berger, Technometrics 24:295, 1982). An effect that changes its sign and keeps its size has not grown.
+    With d = new - old and s = new + old, ``|new| - |old| = max(min(d, s), -max(d, s))``, which is never larger than d or s. The
+    interval is what this makes of the intervals of d and s: a size has grown only if new differs from old and from minus old, the
+    same way (an intersection-union test, Berger, Technometrics 24:295, 1982). An effect that changes its sign and keeps its size
+    has not grown.
 
     Parameters
     ----------
@@ -85,9 +97,10 @@ def difference_of_sizes(old: Measurement, new: Measurement, rho: float, level: f
 
     def ends(at: float) -> tuple[float, float]:
         (d_low, d_high), (s_low, s_high) = apart_ends(at), joint_ends(at)
+        most = min(max(abs(d_low), abs(d_high)), max(abs(s_low), abs(s_high)))
         return (
-            max(min(d_low, s_low), -max(d_high, s_high)),
-            max(min(d_high, s_high), -max(d_low, s_low)),
+            max(min(d_low, s_low), -max(d_high, s_high), -most),
+            min(max(min(d_high, s_high), -max(d_low, s_low)), most),
         )
 
     value = max(min(apart, joint), -max(apart, joint))

@@ -25,7 +25,7 @@ from semlens_audit.presence import Presence
 from semlens_audit.release_records import InfluenceRecord
 from semlens_audit.units import count_units, effective_units, spread_factor
 
-__all__ = ["LENGTH", "VERSION", "Influences", "definitions", "influence_values", "influences", "unit_groups"]
+__all__ = ["LENGTH", "VERSION", "Influences", "definitions", "influences", "unit_groups"]
 
 VERSION = 2
 """Raised whenever a change here changes a number; what the store keeps under another version is computed anew."""
@@ -171,23 +171,6 @@ def definitions(plan: AuditPlan, probes: Mapping[str, Any]) -> dict[str, str]:
         )
         for concept in plan.spec.concepts
     }
-
-
-def influence_values(record: InfluenceRecord) -> np.ndarray:
-    """(length,) float64 numbers that a record holds.
-
-    Raises
-    ------
-    ValueError
-        If the text is no base64 of as many finite numbers as the record says.
-    """
-    raw = base64.b64decode(record.values.encode("ascii"), validate=True)
-    if len(raw) != 4 * record.length:
-        raise ValueError(f"{len(raw)} bytes of influences on {record.quantity}, {4 * record.length} needed")
-    values = np.frombuffer(raw, dtype="<f4").astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(f"influences on {record.quantity} that are not finite")
-    return values
 
 
 def _measured(measured: Measurements, quantity: Quantity) -> bool:

@@ -144,9 +144,9 @@ class ChangeEntry(Frozen):
     finding: str
     """`Finding.id`."""
     label: ChangeLabel
-    """new: satisfied then, not satisfied now. fixed: the reverse. worsened, improved: the paired interval of the difference leaves 0
-    out. within_noise: it does not. not_comparable: a value is missing, or criterion or quantity differ. added, removed: the check
-    is in one spec only."""
+    """new: satisfied then, not satisfied now. fixed: the reverse. worsened, improved: the difference is beyond noise, adjusted for the
+    number of findings. within_noise: it is not. not_comparable: a value is missing, or criterion or quantity differ. added, removed:
+    one record only has it. See `semlens_audit.change.compare`."""
     before: State | None = None
     after: State | None = None
     old: Measurement | None = None
@@ -155,6 +155,10 @@ class ChangeEntry(Frozen):
     """New minus old, with the interval of the difference."""
     paired: bool = False
     """Whether both rest on the same samples, and the interval uses that."""
+    p_value: float | None = None
+    """Smallest alpha at which the interval of the difference of level 1 - alpha leaves 0 out, two-sided."""
+    adjusted_p: float | None = None
+    """The same adjusted for all comparable findings (Holm)."""
     sentence: str = ""
 
 

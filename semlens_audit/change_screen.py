@@ -1,0 +1,83 @@
+"""What a comparison prints: a table on the terminal, and the same as Markdown for a build server's summary."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from semlens_audit.change import GRAVITY, LABELS
+from semlens_audit.measured import Measurement
+from semlens_audit.plain_text import one_line
+from semlens_audit.release_records import ChangeLabel, ChangeRecord
+from semlens_audit.terminal import Text
+from semlens_audit.wording import DASH, MINUS, format_measured
+
+__all__ = ["CHANGE_GLYPHS", "format_difference", "markdown", "print_change", "ranked"]
+
+_STYLES: dict[ChangeLabel, str] = {
+    "new": "bold red",
+    "worsened": "bold red",
+    "not_comparable": "bold magenta",
+    "removed": "bold magenta",
+    "fixed": "green",
+    "improved": "green",
+    "within_noise": "",
+    "added": "yellow",
+}
+
+
+def print_change(change: ChangeRecord, console: Console | None = None) -> None:
+    """Print what changed, the gravest first.
+
+    Parameters
+    ----------
+    change
+        What `semlens_audit.change.compare` found.
+    console
+        Where to print; default: stdout.
+    """
+    console = console or Console(highlight=False)
+    if change.entries:
+        table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+        table.add_column("", no_wrap=True)
+        table.add_column("result", overflow="fold")
+        for name in ("then", "now", "difference"):
+            table.add_column(name, justify="right", overflow="fold")
+        for entry in ranked(change):
+            label = Text(f"{CHANGE_GLYPHS[entry.label]} {CHANGE_WORDS[entry.label]}", style=_STYLES[entry.label])
+            cells = (
+                one_line(entry.finding),
+                format_plain(entry.old),
+                format_plain(entry.new),
+                format_difference(entry.difference),
+            )
+            table.add_row(label, *map(Text, cells))
+        console.print(table)
+        console.print()
+    for entry in ranked(change):
+        if entry.label != "within_noise":
+            console.print(Text(f"{one_line(entry.finding)}: {one_line(entry.sentence)}"))
+    if any(entry.label != "within_noise" for entry in change.entries):
+        console.print()
+    console.print(Text(one_line(change.sentence)))
+
+
+def markdown(change: ChangeRecord) -> str:
+    """The comparison as GitHub-flavoured Markdown, ending in a line feed."""
+    lines = ["## Change since the baseline", "", escape(change.sentence, None), ""]
+    if change.entries:
+        lines += ["| Change | Result | Then | Now | Difference |", "| :-- | :-- | --: | --: | --: |"]
+        for entry in ranked(change):
+            then, now = (format_measured(one) if one is not None else DASH for one in (entry.old, entry.new))
+            label = f"{CHANGE_GLYPHS[entry.label]} {CHANGE_WORDS[entry.label]}"
+            cells = [label, entry.finding, then, now, format_difference(entry.difference)]
+            lines.append(f"| {' | '.join(escape(cell, None) for cell in cells)} |")
+        lines.append("")
+        lines += [
+            f"- {escape(entry.finding, None)}: {escape(entry.sentence, None)}"
+            for entry in ranked(change)
+            if entry.label != "within_noise"
+        ]
+        if lines[-1]:
+            lines.append("")
+    return "\n".join(lines)
