@@ -5,14 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from semlens_audit.change import GRAVITY, LABELS
-from semlens_audit.measured import Measurement
+from semlens_audit.change_words import CHANGE_GLYPHS, CHANGE_WORDS, format_difference, format_plain, ranked
+from semlens_audit.exports.markdown import escape
 from semlens_audit.plain_text import one_line
 from semlens_audit.release_records import ChangeLabel, ChangeRecord
 from semlens_audit.terminal import Text
-from semlens_audit.wording import DASH, MINUS, format_measured
+from semlens_audit.wording import DASH, format_measured
 
-__all__ = ["CHANGE_GLYPHS", "format_difference", "markdown", "print_change", "ranked"]
+__all__ = ["markdown", "print_change"]
 
 _STYLES: dict[ChangeLabel, str] = {
     "new": "bold red",
