@@ -129,7 +129,8 @@ def _of_the_machine(error: BaseException) -> Problem | None:
 def print_problems(problems: Sequence[Problem]) -> None:
     """Print each problem on stderr as ``file:line:column: message [slug]`` with its hint below."""
     from rich.console import Console
-    from rich.text import Text
+
+    from semlens_audit.terminal import Text
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for problem in problems:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+from html import escape as _escape
 
+from semlens_audit.plain_text import visible
 from semlens_audit.plan import Criterion
 from semlens_audit.records import Measurement, State
 from semlens_audit.wording import Unit
@@ -31,6 +32,11 @@ __all__ = [
     "scatter",
     "stacked",
 ]
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """Text within SVG: hidden characters written out, since XML forbids some of them."""
+    return _escape(visible(text), quote)
 
 
 @dataclass(frozen=True)

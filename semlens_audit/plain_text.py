@@ -9,11 +9,12 @@ version of Unicode that an interpreter knows.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Hidden", "file_name", "find_hidden", "one_line", "visible"]
+__all__ = ["Hidden", "file_name", "find_hidden", "json_text", "one_line", "visible"]
 
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -53,7 +54,7 @@ class Hidden(NamedTuple):
 
     Parameters
     ----------
-    index
+    at
         Position in the text, from 0.
     code
         Its code point as ``U+202E``.
@@ -61,7 +62,7 @@ class Hidden(NamedTuple):
         What kind of character it is, e.g. ``"control character"``.
     """
 
-    index: int
+    at: int
     code: str
     kind: str
 
@@ -82,6 +83,11 @@ def visible(text: str) -> str:
     control characters but line feed and tab, no surrogates, no noncharacters. Text without hidden characters is returned as it is.
     """
     return _HIDDEN.sub(lambda found: f"[U+{ord(found[0]):04X}]", text.replace("\r\n", "\n"))
+
+
+def json_text(value: Any) -> str:
+    """JSON of `value`, indented, with hidden characters as escapes of JSON: safe on a terminal, and the same value for a program."""
+    return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def one_line(text: str, length: int | None = None) -> str:

@@ -10,11 +10,13 @@ import tempfile
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from semlens_audit.attachments import attachments_of
 from semlens_audit.compose import make_page
 from semlens_audit.figures import PAPER, SCREEN
 from semlens_audit.pages import Page
+from semlens_audit.plain_text import visible
 from semlens_audit.record_file import record_digest
 from semlens_audit.records import AuditRecord
 from semlens_audit.resources import templates_dir
@@ -50,12 +52,18 @@ def _folder() -> Path:
     return templates_dir() / "report"
 
 
+def _shown(value: object) -> object:
+    """What a template prints: plain text with hidden characters written out; markup made here stays."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @functools.cache
 def environment() -> jinja2.Environment:
-    """Templates: everything escaped, an unknown name an error."""
+    """Templates: everything escaped, hidden characters written out, an unknown name an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_folder()),
         autoescape=True,
+        finalize=_shown,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

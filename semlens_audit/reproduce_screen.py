@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from semlens_audit.agreement import Agreement, Compared, Match
+from semlens_audit.terminal import Text
 from semlens_audit.wording import STATES, capital, count
 
 __all__ = ["print_agreement", "values"]

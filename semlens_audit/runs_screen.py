@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from semlens_audit.run_log import Entry
+from semlens_audit.terminal import Text
 from semlens_audit.wording import count, shorten
 
 __all__ = ["print_runs", "values"]

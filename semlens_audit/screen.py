@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from semlens_audit import sensitivity
 from semlens_audit.records import AuditRecord, Finding, State
 from semlens_audit.release_records import GateOutcome
+from semlens_audit.terminal import Text
 from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measured
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from semlens_audit.records import SensitivityChange
 from semlens_audit.selftest import Rate, Repeat, SelfTest
+from semlens_audit.terminal import Text
 from semlens_audit.wording import DASH, GLYPHS, STATES, count, format_number, join
 
 __all__ = ["print_selftest"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
 from semlens_audit.errors import ExitCode
+from semlens_audit.terminal import Text
 from semlens_audit.verification import LineState, Verification
 
 __all__ = ["print_verification"]

@@ -259,7 +259,7 @@ def _hidden(source: Source, text: str) -> bool:
     text = text.replace("\r\n", "\n")
     start, line = 0, 1
     while (found := find_hidden(text[start:])) is not None:
-        at = start + found.index
+        at = start + found.at
         line += text.count("\n", start, at)
         source.add(_complaint(found, source.places.file, line, at - (text.rfind("\n", 0, at) + 1) + 1))
         start = at + 1

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import EXIT_CODES, AllowCode, AsJson, AuditFile, Quiet, read_plan, show_progress, verb
+from semlens_audit.cli.shell import (
+    EXIT_CODES,
+    AllowCode,
+    AsJson,
+    AuditFile,
+    Quiet,
+    print_json,
+    read_plan,
+    say,
+    show_progress,
+    verb,
+)
 from semlens_audit.cli.terms import FailOn, OnInconclusive, Today, WaiversFile, day, terms
 from semlens_audit.errors import ExitCode
 from semlens_audit.failures import print_problems
@@ -36,9 +46,9 @@ def index(audit: AuditFile, allow_code: AllowCode = False, quiet: Quiet = False,
         concept_index.build(plan, data, store, allow_code=allow_code, progress=progress)
     size = path.stat().st_size
     if as_json:
-        typer.echo(json.dumps({"audit": plan.audit.audit, "store": str(path), "bytes": size}, indent=2))
+        print_json({"audit": plan.audit.audit, "store": str(path), "bytes": size})
     else:
-        typer.echo(f"Index complete: {path} ({size / 1e6:.1f} MB)")
+        say(f"Index complete: {path} ({size / 1e6:.1f} MB)")
 
 
 @verb(rich_help_panel="Audit", epilog=f"Example: semlens-audit run audits/phantom-shortcut.yaml --pdf. {EXIT_CODES}")
@@ -87,9 +97,7 @@ def run(
         )
     print_problems((*outcome.notices, *outcome.problems))
     if as_json:
-        typer.echo(
-            json.dumps(screen.summary(outcome.record, outcome.files, int(outcome.exit_code)), indent=2, ensure_ascii=False)
-        )
+        print_json(screen.summary(outcome.record, outcome.files, int(outcome.exit_code)))
     else:
         screen.print_findings(outcome.record, outcome.files)
     return outcome.exit_code
@@ -119,7 +127,7 @@ def selftest(
     with show_progress(quiet) as progress:
         test = repetition.selftest(plan, repeats=repeats, quick=fast, allow_code=allow_code, progress=progress)
     if as_json:
-        typer.echo(json.dumps(test.model_dump(mode="json") | {"exit_code": int(test.exit_code)}, indent=2, ensure_ascii=False))
+        print_json(test.model_dump(mode="json") | {"exit_code": int(test.exit_code)})
     else:
         print_selftest(test)
     return test.exit_code
@@ -142,9 +150,9 @@ def report(
     record = engine.read_record(record_file)
     folder = out or record_file.parent
     for path in pages.write(record, folder, pdf=False):
-        typer.echo(str(path))
+        say(str(path))
     if pdf:
-        typer.echo(str(pages.write_pdf(record, folder)))
+        say(str(pages.write_pdf(record, folder)))
 
 
 @verb(rich_help_panel="Audit", epilog="Example: semlens-audit demo --out try-it")
@@ -167,7 +175,7 @@ def demo(
 
     surprises, written = [], []
     for expected, audit in demonstration.prepare(out):
-        typer.echo(f"{audit}: {expected.description}")
+        say(f"{audit}: {expected.description}")
         with show_progress(quiet) as progress:
             outcome = results.carry_out(read_plan(audit), pdf=pdf, progress=progress)
         print_problems(outcome.problems)
@@ -176,9 +184,9 @@ def demo(
         written.append(outcome.files)
     refused = _signed(written)
     for surprise in surprises:
-        typer.echo(f"Not as the truth demands: {surprise}", err=True)
+        say(f"Not as the truth demands: {surprise}", err=True)
     if not surprises:
-        typer.echo("As the truth demands: the shortcut model is not satisfied and its clean twin is.")
+        say("As the truth demands: the shortcut model is not satisfied and its clean twin is.")
     if refused:
         return ExitCode.INTEGRITY
     return ExitCode.INCOMPLETE if surprises else ExitCode.SATISFIED
@@ -190,10 +198,10 @@ def _signed(audits: list[tuple[Path, ...]]) -> bool:
 
     keys = audits[0][0].parent.parent / demo_signing.KEYS
     found = demo_signing.sign_all(audits, keys)
-    typer.echo(f"Signed and attested with test keys ({keys}), which nobody should trust, and verified:")
+    say(f"Signed and attested with test keys ({keys}), which nobody should trust, and verified:")
     for path, one in found:
         proven = sum(line.state == "proven" for line in one.lines)
-        typer.echo(f"  {path}: {'refused' if one.exit_code else 'accepted'}, {proven} of {len(one.lines)} questions proven")
+        say(f"  {path}: {'refused' if one.exit_code else 'accepted'}, {proven} of {len(one.lines)} questions proven")
     example = next((path for path, _ in found if path.suffix == ".pdf"), found[0][0])
-    typer.echo(f"Look closer: semlens-audit verify {example} --trust {keys / 'trust'}")
+    say(f"Look closer: semlens-audit verify {example} --trust {keys / 'trust'}")
     return any(one.exit_code for _, one in found)

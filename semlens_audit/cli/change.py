@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, verb
+from semlens_audit.cli.shell import AsJson, say, verb
 
 __all__ = ["diff"]
 
@@ -47,7 +47,7 @@ def diff(
         raise UsageError("one-format", "--json and --markdown exclude each other.", "Give one of them.")
     found = change.compare(read_any(old), read_any(new), level=level)
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        say(found.model_dump_json(indent=1))
     elif as_markdown:
         typer.echo(change_screen.markdown(found), nl=False)
     else:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, AuditFile, read_plan, verb
+from semlens_audit.cli.shell import AsJson, AuditFile, print_json, read_plan, verb
 
 __all__ = ["components", "search"]
 
@@ -41,7 +40,7 @@ def components(
     rows = explore.components(plan, layer=layer, class_name=class_name, top=top)
     assigned = results.assigned(plan, chosen)
     if as_json:
-        typer.echo(json.dumps(screen.component_values(rows, assigned), indent=2, ensure_ascii=False))
+        print_json(screen.component_values(rows, assigned))
     else:
         screen.print_components(rows, chosen, assigned)
 
@@ -67,6 +66,6 @@ def search(
     chosen = next(iter(plan.spec.classes))
     assigned = results.assigned(plan, chosen)
     if as_json:
-        typer.echo(json.dumps(screen.component_values(rows, assigned), indent=2, ensure_ascii=False))
+        print_json(screen.component_values(rows, assigned))
     else:
         screen.print_components(rows, chosen, assigned)

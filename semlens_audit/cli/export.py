@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import verb
+from semlens_audit.cli.shell import say, verb
 
 __all__ = ["Format", "Template", "ci", "export", "mlflow"]
 
@@ -75,7 +75,7 @@ def export(
     folder = record_file.parent if out is None else Path(out)
     forms = exports.FORMATS if form is Format.ALL else (form.value,)
     for name in forms:
-        typer.echo(str(exports.write_format(record, name, folder)))
+        say(str(exports.write_format(record, name, folder)))
 
 
 @verb(rich_help_panel="Release", epilog="Example: semlens-audit mlflow reports/phantom-clean/results.json --experiment moles")
@@ -110,9 +110,9 @@ def mlflow(
     )
     logged = mlflow_log.log(record_file, target, files or ())
     known = ", which held this record already" if logged.known else ""
-    typer.echo(f"run {logged.run}{known}: {len(logged.files)} artefacts in {logged.folder}, {logged.metrics} metrics")
+    say(f"run {logged.run}{known}: {len(logged.files)} artefacts in {logged.folder}, {logged.metrics} metrics")
     if logged.model is not None:
-        typer.echo(f"model version {logged.model}: tagged")
+        say(f"model version {logged.model}: tagged")
 
 
 @verb(rich_help_panel="Release", epilog="Example: semlens-audit ci github > .github/actions/semlens-audit/action.yml")

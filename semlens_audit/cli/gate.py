@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semlens_audit.cli.shell import EXIT_CODES, AsJson, AuditFile, app, read_plan, verb
+from semlens_audit.cli.shell import EXIT_CODES, AsJson, AuditFile, app, print_json, read_plan, say, verb
 from semlens_audit.cli.terms import FailOn, OnInconclusive, Today, WaiversFile, day, terms
 from semlens_audit.errors import ExitCode
 from semlens_audit.failures import print_problems
@@ -60,7 +59,7 @@ def gate(
     print_problems((*outcome.notices, *outcome.problems))
     if as_json:
         value = screen.summary(outcome.record, outcome.files, int(outcome.exit_code))
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        print_json(value)
     else:
         screen.print_findings(outcome.record, outcome.files)
     return outcome.exit_code
@@ -135,7 +134,7 @@ def add(
         words=words,
     )
     added = waiver_file.add(audit, drafted, waivers)
-    typer.echo(f"{waivers or beside(audit)}:{added.lines[-1]}: {check} waived until {expires}, up to {drafted.ceiling:g}.")
+    say(f"{waivers or beside(audit)}:{added.lines[-1]}: {check} waived until {expires}, up to {drafted.ceiling:g}.")
 
 
 def _last(plan: AuditPlan, given: Path | None) -> AuditRecord | None:
@@ -184,12 +183,12 @@ def list_(
 
     name, listed, against = _rows(file, record, waivers, today)
     if as_json:
-        typer.echo(json.dumps({"file": name, "waivers": waiver_screen.values(listed)}, indent=2, ensure_ascii=False))
+        print_json({"file": name, "waivers": waiver_screen.values(listed)})
     elif listed:
         waiver_screen.print_rows(listed)
-        typer.echo(f"Held against {against}.")
+        say(f"Held against {against}.")
     else:
-        typer.echo(f"No waiver is declared ({name}).")
+        say(f"No waiver is declared ({name}).")
 
 
 @verb(
@@ -221,10 +220,10 @@ def check(
     print_problems((*bad, *soon))
     if as_json:
         value = {"file": name, "exit_code": int(code), "waivers": waiver_screen.values(listed)}
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        print_json(value)
     elif not listed:
-        typer.echo(f"No waiver is declared ({name}).")
+        say(f"No waiver is declared ({name}).")
     else:
         verdict = f"{count(len(bad), 'of them does', 'of them do')} not hold" if bad else "all hold"
-        typer.echo(f"{count(len(listed), 'waiver')}, {verdict}; held against {against}.")
+        say(f"{count(len(listed), 'waiver')}, {verdict}; held against {against}.")
     return code

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AllowCode, AsJson, AuditFile, Quiet, read_plan, show_progress, verb
+from semlens_audit.cli.shell import AllowCode, AsJson, AuditFile, Quiet, print_json, read_plan, say, show_progress, verb
 from semlens_audit.errors import ExitCode
 
 __all__ = ["lock", "reproduce", "runs"]
@@ -40,15 +39,15 @@ def lock(
     path, made = locks.make(plan, note=note, force=force, revision=engine.revision())
     if as_json:
         value = {"file": str(path), "sha256": made.sha256} | made.model_dump(mode="json", exclude={"asked", "code"})
-        typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+        print_json(value)
     else:
         from semlens_audit.wording import count, shorten
 
-        typer.echo(f"Locked: {path} (lock {shorten(made.sha256)})")
+        say(f"Locked: {path} (lock {shorten(made.sha256)})")
         seen = count(made.runs_seen, "run")
-        typer.echo(f"The store had seen {seen} of this audit before." if made.runs_seen else "The store had seen no run of it.")
+        say(f"The store had seen {seen} of this audit before." if made.runs_seen else "The store had seen no run of it.")
         if made.history:
-            typer.echo(f"It replaces {count(len(made.history), 'earlier lock')}, the last one {shorten(made.history[-1].sha256)}.")
+            say(f"It replaces {count(len(made.history), 'earlier lock')}, the last one {shorten(made.history[-1].sha256)}.")
     return ExitCode.SATISFIED
 
 
@@ -61,14 +60,14 @@ def _check(audit: Path, as_json: bool) -> ExitCode:
     held = locks.check(plan)
     record = held.record
     if as_json:
-        typer.echo(json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        print_json(record.model_dump(mode="json"))
     else:
         from semlens_audit.wording import count, format_date
 
         found = count(len(record.differences), "difference") if record.differences else "nothing differs from what was locked"
-        typer.echo(f"Locked on {format_date(record.created)}; {found}.")
+        say(f"Locked on {format_date(record.created)}; {found}.")
         under, before = count(record.earlier_runs, "run"), f"{record.runs_before_lock:,}"
-        typer.echo(f"As far as the store knows, {under} under the lock and {before} before it.")
+        say(f"As far as the store knows, {under} under the lock and {before} before it.")
     problems = [Problem("lock-broken", f"Not as it was locked: {clause}.", file=held.document.name) for clause in record.differences]
     if not record.log_intact:
         hint = "See `semlens-audit runs`: how often the audit was run cannot be told."
@@ -108,14 +107,14 @@ def runs(
         complaints += run_log.missing(entries, lock, log, engine.record_digest(known))
     own = run_log.of_audit(entries, plan.audit.audit)
     if as_json:
-        typer.echo(json.dumps(values(own, complaints), indent=2, ensure_ascii=False))
+        print_json(values(own, complaints))
     else:
         print_runs(own, whole=not complaints)
     print_problems([Problem("run-log-broken", said, file=str(path)) for said in complaints])
     return ExitCode.INTEGRITY if complaints else ExitCode.SATISFIED
 
 
-@verb(rich_help_panel="Evidence", epilog="Example: semlens-audit reproduce reports/phantom-clean/results.json")
+@verb(reads_audits=True, rich_help_panel="Evidence", epilog="Example: semlens-audit reproduce reports/phantom-clean/results.json")
 def reproduce(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A results.json, or the PDF of a report, which carries it.")],
     audit: Annotated[
@@ -160,7 +159,7 @@ def reproduce(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(values(agreement), indent=2, ensure_ascii=False))
+        print_json(values(agreement))
     else:
         print_agreement(agreement)
     return agreement.exit_code

@@ -15,12 +15,13 @@ import typer
 from semlens_audit import __version__
 from semlens_audit.confinement import allowing
 from semlens_audit.failures import guard
+from semlens_audit.plain_text import json_text, visible
 
 if TYPE_CHECKING:
     from semlens_audit.plan import AuditPlan
     from semlens_audit.progress import Progress
 
-__all__ = ["EXIT_CODES", "AllowCode", "AsJson", "AuditFile", "Quiet", "app", "read_plan", "show_progress", "verb"]
+__all__ = ["EXIT_CODES", "AllowCode", "AsJson", "AuditFile", "Quiet", "app", "print_json", "read_plan", "say", "show_progress", "verb"]
 
 EXIT_CODES = (
     "Exit codes: 0 every check satisfied · 1 a check not satisfied · 2 invalid command, spec or audit · 3 inconclusive · "
@@ -95,6 +96,16 @@ AllowPath = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line; hidden characters in it are written out."""
+    typer.echo(visible(text), err=err)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    typer.echo(json_text(value))
 
 
 def _show_version(wanted: bool) -> None:

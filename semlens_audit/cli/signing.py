@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AllowCode, AsJson, verb
+from semlens_audit.cli.shell import AllowCode, AsJson, print_json, say, verb
 from semlens_audit.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -141,11 +140,11 @@ def sign(
     ) as found:
         signed = signing.sign_report(data, found, name=person, final=final, authority=authority, file=str(report))
     replace(target, signed.data)
-    typer.echo(f"{target}: signed by {signed.person.name}, {signed.person.role}, with the certificate of {found.subject}")
+    say(f"{target}: signed by {signed.person.name}, {signed.person.role}, with the certificate of {found.subject}")
     if signed.final:
-        typer.echo("The document is closed: no further change or signature is permitted.")
+        say("The document is closed: no further change or signature is permitted.")
     else:
-        typer.echo(f"Yet to sign: {', '.join(signed.missing)}")
+        say(f"Yet to sign: {', '.join(signed.missing)}")
 
 
 @verb(
@@ -180,7 +179,7 @@ def attest(
             raise UsageError("which-key", "Both --key and --new-key are given.", "Give one of them.")
         public = attestation.new_key(new_key, asked)
         protected = "encrypted with the passphrase" if asked else "not encrypted; only its owner can read it"
-        typer.echo(f"{new_key}: private key ({protected})\n{public}: public key, for the trust list of those who verify")
+        say(f"{new_key}: private key ({protected})\n{public}: public key, for the trust list of those who verify")
         key = new_key
     if record_file is None:
         if new_key is None:
@@ -191,7 +190,7 @@ def attest(
     results = record_file if record_file.suffix == ".json" else record_file.with_name(attestation.RESULTS)
     target = out or results.with_name(attestation.ENVELOPE)
     replace(target, attestation.attest(results, attestation.read_key(key, asked)))
-    typer.echo(str(target))
+    say(str(target))
 
 
 def _ed25519_passphrase(key: Path | None, new_key: Path | None, variable: str | None, file: Path | None) -> bytes | None:
@@ -265,7 +264,7 @@ def verify(
     )
     found = verifying.verify(file, request, record=record, envelope=envelope)
     if as_json:
-        typer.echo(json.dumps(found.model_dump(mode="json") | {"exit_code": int(found.exit_code)}, indent=2, ensure_ascii=False))
+        print_json(found.model_dump(mode="json") | {"exit_code": int(found.exit_code)})
     else:
         print_verification(found)
     return found.exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, Quiet, show_progress, verb
+from semlens_audit.cli.shell import AsJson, Quiet, print_json, say, show_progress, verb
 from semlens_audit.errors import ExitCode
 from semlens_audit.failures import print_problems
 
@@ -70,11 +69,11 @@ def qualify(
             command=shlex.join(["semlens-audit", *sys.argv[1:]]),
             jobs=jobs,
             progress=progress,
-            announce=None if quiet else functools.partial(typer.echo, err=True),
+            announce=None if quiet else functools.partial(say, err=True),
         )
     print_problems(outcome.problems)
     if as_json:
-        typer.echo(json.dumps(certify.summary(outcome), indent=2, ensure_ascii=False))
+        print_json(certify.summary(outcome))
     else:
         certify.print_rates(outcome)
     return ExitCode.INCOMPLETE if outcome.problems else ExitCode.SATISFIED

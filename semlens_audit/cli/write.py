@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, verb
+from semlens_audit.cli.shell import AsJson, print_json, say, verb
 from semlens_audit.errors import ExitCode
 from semlens_audit.failures import print_problems
 
@@ -40,9 +39,9 @@ def init(
 
     written = scaffold.write(directory, name)
     for path in written:
-        typer.echo(str(path))
+        say(str(path))
     audit = next((path for path in written if path.parent.name == "audits"), written[-1])
-    typer.echo(f"Next: edit them, then  semlens-audit lint {shlex.quote(str(audit))}", err=True)
+    say(f"Next: edit them, then  semlens-audit lint {shlex.quote(str(audit))}", err=True)
 
 
 @verb(
@@ -74,11 +73,11 @@ def lint(
             }
             for problem in problems
         ]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(rows)
     elif problems:
         print_problems(problems)
     else:
-        typer.echo(f"{len(files)} file{'s' if len(files) > 1 else ''}: no problem found.")
+        say(f"{len(files)} file{'s' if len(files) > 1 else ''}: no problem found.")
     return ExitCode.USAGE if problems else ExitCode.SATISFIED
 
 
@@ -98,4 +97,4 @@ def schema(
         from semlens_audit import spec
 
         text = spec.schemas()[document.value]
-    typer.echo(json.dumps(text, indent=2, ensure_ascii=False))
+    print_json(text)

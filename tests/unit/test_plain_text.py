@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 
 import pytest
 
-from semlens_audit.plain_text import file_name, find_hidden, one_line, visible
+from semlens_audit.plain_text import file_name, find_hidden, json_text, one_line, visible
 
 ORDINARY = [
     "plain, with\na line and\ta tab",
@@ -36,7 +37,7 @@ def test_text_that_people_write_stays_as_it_is(text: str) -> None:
 def test_what_is_not_seen_is_written_out(character: str, kind: str) -> None:
     found = find_hidden(f"ab{character}cd")
     assert found is not None
-    assert (found.index, found.code) == (2, f"U+{ord(character):04X}")
+    assert (found.at, found.code) == (2, f"U+{ord(character):04X}")
     assert kind in found.kind
     assert visible(f"ab{character}cd") == f"ab[U+{ord(character):04X}]cd"
 
@@ -45,7 +46,7 @@ def test_a_pile_of_marks_is_cut_at_the_ninth() -> None:
     assert find_hidden("e" + "\u0301" * 8) is None
     found = find_hidden("e" + "\u0301" * 9)
     assert found is not None
-    assert (found.index, found.kind) == (9, "pile of combining marks")
+    assert (found.at, found.kind) == (9, "pile of combining marks")
 
 
 def test_nothing_that_a_terminal_or_xml_minds_comes_out() -> None:
@@ -80,3 +81,11 @@ def test_one_line() -> None:
 )
 def test_file_names_mean_the_same_everywhere(text: str, name: str) -> None:
     assert file_name(text) == name
+
+
+def test_json_for_a_terminal_is_the_same_value() -> None:
+    value = {"name": "caf\u00e9 \x9b2J \u202e \U000e0041 \x1b]0;x\x07", "n": [1, None]}
+    text = json_text(value)
+    assert json.loads(text) == value
+    assert find_hidden(text) is None
+    assert "caf\u00e9" in text
