@@ -46,7 +46,8 @@ def print_change(change: ChangeRecord, console: Console | None = None) -> None:
         for entry in ranked(change):
             label = Text(f"{CHANGE_GLYPHS[entry.label]} {CHANGE_WORDS[entry.label]}", style=_STYLES[entry.label])
             cells = (
-                one_line(entry.finding),
+                # check and place in two lines, so that no name is cut anywhere
+                "\n".join(one_line(part) for part in entry.finding.split("/", 1)),
                 format_plain(entry.old),
                 format_plain(entry.new),
                 format_difference(entry.difference),
