@@ -108,7 +108,7 @@ def measurements(record: AuditRecord) -> Iterator[tuple[str, Measurement]]:
         for part in ("valid", "spurious", "neutral", "unexplained"):
             yield f"{part} relevance, {where}", getattr(place, part)
     for effect in record.effects:
-        yield f"behavioural effect of {effect.concept}, {effect.class_name}", effect.effect
+        yield f"behavioural effect of {effect.concept}, {effect.class_name} ({effect.presence.source})", effect.effect
     for pair in record.pair_effects:
         yield f"pair effect of {pair.concept}, {pair.class_name}", pair.effect
     for entry in record.presence_in_data:

@@ -18,7 +18,6 @@ _WORDS: dict[Match, str] = {
     "within_tolerance": "within tolerance",
     "differs": "different",
 }
-_ORDER: tuple[Match, ...] = ("differs", "within_tolerance", "identical")
 _SHOWN = 20
 
 
@@ -33,7 +32,7 @@ def values(agreement: Agreement) -> dict[str, Any]:
 
 
 def print_agreement(agreement: Agreement, console: Console | None = None) -> None:
-    """Print the counts, what is not identical (the worst first), and the conclusion."""
+    """Print the counts, what is different (the worst first), and the conclusion."""
     console = console or Console(highlight=False)
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="dim", expand=False)
     table.add_column("measurements")
@@ -42,14 +41,14 @@ def print_agreement(agreement: Agreement, console: Console | None = None) -> Non
         table.add_row(Text(words), Text(f"{agreement.number(match):,}"))
     console.print(table)
     console.print()
-    apart = sorted(
-        (one for one in agreement.compared if one.match != "identical"),
-        key=lambda one: (_ORDER.index(one.match), -(one.deviation or 0.0)),
-    )
+    apart = sorted((one for one in agreement.compared if one.match == "differs"), key=lambda one: -(one.deviation or 0.0))
     for one in apart[:_SHOWN]:
-        console.print(Text(f"{_WORDS[one.match]}: {one.what}: {_number(one.before)} then, {_number(one.after)} now{_why(one)}"))
+        console.print(Text(f"Different: {one.what}: {_number(one.before)} then, {_number(one.after)} now{_why(one)}"))
     if len(apart) > _SHOWN:
         console.print(Text(f"and {len(apart) - _SHOWN:,} more; --json lists all."))
+    if near := [one for one in agreement.compared if one.match == "within_tolerance"]:
+        worst = max(near, key=lambda one: one.deviation or 0.0)
+        console.print(Text(f"Largest deviation within the tolerance: {worst.what}{_why(worst)}."))
     for name, before, after in agreement.states:
         console.print(Text(f"finding {name}: {_state(before)} then, {_state(after)} now"))
     if agreement.fields:
