@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from semlens_audit import engine, exports, report
-from semlens_audit.compose import record_digest
+from semlens_audit import exports, report
 from semlens_audit.errors import ExecutionError, UsageError
 from semlens_audit.exports.plain import line, moment
+from semlens_audit.record_file import read_record, record_digest
 from semlens_audit.records import AuditRecord
 from semlens_audit.report import replace
 
@@ -104,14 +104,14 @@ def log(record_file: Path, target: Target, files: Sequence[Path] = ()) -> Logged
     UsageError
         Slugs ``no-mlflow``: it is not installed; ``mlflow-file``: one of `files` is named like another artefact;
         ``mlflow-target``: the target names no run and no experiment, or both, or half a model version; and as
-        `semlens_audit.engine.read_record`.
+        `semlens_audit.record_file.read_record`.
     IntegrityError
-        As `semlens_audit.engine.read_record`.
+        As `semlens_audit.record_file.read_record`.
     ExecutionError
         Slug ``mlflow``: MLflow refuses or cannot be reached, or there is no such run or model version.
     """
     _check(target)
-    record = engine.read_record(record_file)
+    record = read_record(record_file)
     sha256 = record_digest(record)
     with _failures():
         client = _client(target)

@@ -63,10 +63,11 @@ def export(
     finding; [bold]code-scanning.sarif[/] only what needs attention, for services that take each result for a problem. Exits 0
     when the files are written, whatever the verdict: the exit code of the audit stands in them.
     """
-    from semlens_audit import engine, exports
+    from semlens_audit import exports
     from semlens_audit.errors import UsageError
+    from semlens_audit.record_file import read_record
 
-    record = engine.read_record(record_file)
+    record = read_record(record_file)
     if out == "-":
         if form is Format.ALL:
             raise UsageError("one-format", "Only one format fits on stdout.", "Give --format, or a folder.")

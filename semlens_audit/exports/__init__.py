@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from semlens_audit.compose import record_digest
 from semlens_audit.exports import cyclonedx, junit, markdown, oscal, sarif
+from semlens_audit.record_file import record_digest
 from semlens_audit.records import AuditRecord
 from semlens_audit.report import replace
 

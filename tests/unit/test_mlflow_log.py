@@ -5,13 +5,14 @@ from __future__ import annotations
 import builtins
 import os
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from semlens_audit import engine, exports, mlflow_log
+from semlens_audit import engine, exports, gate, mlflow_log
 from semlens_audit.cli import app
 from semlens_audit.compose import record_digest
 from semlens_audit.errors import ExecutionError, UsageError
@@ -144,6 +145,16 @@ def test_the_verb_says_what_it_did_and_how_to_install_what_is_missing(
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
     assert "semlens-audit[mlflow]" in done.output
+
+
+def test_tags_say_what_the_gate_decided_and_fit() -> None:
+    record = small()
+    decided = gate.apply(record, (), gate.Policy(), date(2025, 11, 21))
+    found = mlflow_log.tags(decided.model_copy(update={"title": "t"}), "0" * 64)
+    assert found["semlens_audit.gate"] == "failed"
+    assert found["semlens_audit.exit_code"] == "1"
+    loud = record.verdict.model_copy(update={"headline": "x\n\u202e" * 9000})
+    assert max(map(len, mlflow_log.tags(record.model_copy(update={"verdict": loud}), "0" * 64).values())) <= 5000
 
 
 def test_names_of_metrics_are_allowed_and_distinct() -> None:
