@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from semlens_audit.attachment_pages import attachments_page
 from semlens_audit.chapters import glossary, identities, method, reproduction, system, test_data
+from semlens_audit.change_pages import change
 from semlens_audit.check_pages import Check, Checks, badge
 from semlens_audit.crosswalk_pages import crosswalk
 from semlens_audit.data_pages import data_show
@@ -20,6 +21,7 @@ from semlens_audit.relevance_pages import coverage, lines
 from semlens_audit.sensitivity_pages import sensitivity
 from semlens_audit.standing_pages import standing_page
 from semlens_audit.summary_pages import gate_words, summary
+from semlens_audit.waiver_pages import waivers
 from semlens_audit.wording import format_date, join, shorten
 
 __all__ = ["make_page"]
@@ -71,13 +73,13 @@ def _sections(record: AuditRecord, palette: Palette, checks: Checks, whole: str)
         _Chapter(
             "waivers",
             "Waivers",
-            None,
+            waivers(record),
             "No waiver was declared: every result counts as it was found.",
         ),
         _Chapter(
             "change",
             "Change since the last release",
-            None,
+            change(record, palette),
             "No earlier record was given as a baseline, so nothing is said about what is new, fixed or worse than before.",
         ),
         _Chapter("coverage", "Coverage: what the decisions rest on", coverage(record, palette, gallery)),
