@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["StageState", "Store"]
 
 _BATCH = 20_000
+_CLOSED: dict[str, str | bool | int | float | list[str]] = {
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
+"""A store from elsewhere may hold views; none of them reads another file, attaches a database or fetches an extension."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Store:
                 file=str(path),
             ) from error
         try:
-            connection = duckdb.connect(str(path), read_only=read_only)
+            connection = duckdb.connect(str(path), read_only=read_only, config=_CLOSED)
         except (duckdb.Error, OSError) as error:
             raise store_error(error, path) from error
         store = cls(path, connection, read_only)
