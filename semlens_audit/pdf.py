@@ -186,8 +186,7 @@ def to_pdf(html: str, identifier: str, created: str, attachments: Sequence[Attac
 
     with _listening() as complaints, _source_date(moment):
         page = weasyprint.HTML(string=html, url_fetcher=URLFetcher(allowed_protocols=("data",)))
-        data = page.write_pdf(
-            finisher=finish, pdf_variant=_VARIANT, pdf_tags=True, pdf_identifier=bytes.fromhex(identifier[:32])
-        )
+        # as digits, because a carriage return among raw bytes would be read as a line feed (ISO 32000-1, 7.3.4.2)
+        data = page.write_pdf(finisher=finish, pdf_variant=_VARIANT, pdf_tags=True, pdf_identifier=identifier[:32].encode("ascii"))
     complaints.check()
     return bytes(data)
