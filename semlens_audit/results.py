@@ -13,6 +13,7 @@ from semlens_audit.errors import AuditError, ExitCode, Problem, UsageError
 from semlens_audit.plan import AuditPlan
 from semlens_audit.progress import Progress
 from semlens_audit.record_file import RESULTS
+from semlens_audit.record_source import read_any
 from semlens_audit.records import AuditRecord
 from semlens_audit.release_policy import Policy
 
@@ -31,11 +32,14 @@ class Terms:
         File of the waivers; ``None``: the one beside the audit, or in the record, if there is one.
     today
         Date on which waivers are judged; ``None``: the day on which the audit ran.
+    baseline
+        Earlier record (``results.json`` or the PDF of a report) to compare with.
     """
 
     policy: Policy = field(default_factory=Policy)
     waivers: Path | None = None
     today: date | None = None
+    baseline: Path | None = None
 
     def options(self) -> list[str]:
         """The command line's options that mean the same."""
@@ -48,6 +52,8 @@ class Terms:
             given += ["--waivers", str(self.waivers)]
         if self.today is not None:
             given += ["--today", self.today.isoformat()]
+        if self.baseline is not None:
+            given += ["--baseline", str(self.baseline)]
         return given
 
 
@@ -124,6 +130,7 @@ def carry_out(
     """
     terms = terms or Terms()
     declared = waivers.find(plan.audit_file, terms.waivers)
+    baseline = read_any(terms.baseline) if terms.baseline is not None else None
     command = ["semlens-audit", "run", plan.audit_file, *(["--allow-code"] if allow_code else [])]
     if qualification is not None:
         command += ["--qualification", str(qualification)]
@@ -131,7 +138,7 @@ def carry_out(
         plan = plan.model_copy(update={"audit": named})
     command += [*terms.options(), *(["--locked"] if locked else [])]
     found = engine.run(plan, allow_code=allow_code, progress=progress, command=shlex.join(command), locked=locked)
-    record = release.complete(found, policy=terms.policy, declared=declared, today=terms.today)
+    record = release.complete(found, policy=terms.policy, declared=declared, baseline=baseline, today=terms.today)
 
     def written() -> None:
         run_log.written(paths.store_path(plan), plan.audit.audit, engine.record_digest(record), int(record.exit_code))
@@ -153,8 +160,10 @@ def decide(record: AuditRecord, terms: Terms) -> tuple[AuditRecord, tuple[Proble
     ------
     WaiverError
         The waivers file cannot be read.
+    UsageError
+        The baseline cannot be read.
     IntegrityError
-        The record was damaged.
+        The record or the baseline was damaged.
     """
     document = next((document for document in record.documents if document.kind == "waivers"), None)
     declared = None
@@ -162,7 +171,8 @@ def decide(record: AuditRecord, terms: Terms) -> tuple[AuditRecord, tuple[Proble
         declared = waivers.read(terms.waivers)
     elif document is not None:
         declared = waivers.parse(document.text.encode("utf-8"), document.name)
-    decided = release.complete(record, policy=terms.policy, declared=declared, today=terms.today)
+    baseline = read_any(terms.baseline) if terms.baseline is not None else None
+    decided = release.complete(record, policy=terms.policy, declared=declared, baseline=baseline, today=terms.today)
     return decided, declared.problems if declared else ()
 
 

@@ -87,6 +87,8 @@ def print_findings(record: AuditRecord, files: Sequence[Path], console: Console 
         console.print(decision)
     for waiver in record.waivers:
         console.print(Text(f"Waiver of {waiver.check}{f' at {waiver.where}' if waiver.where else ''}: {waiver.sentence}"))
+    if record.change is not None:
+        console.print(Text(record.change.sentence))
     for sentence in _disputed(record):
         console.print(Text(sentence))
     if hangs := sensitivity.sentence(record):
@@ -140,6 +142,7 @@ def summary(record: AuditRecord, files: Sequence[Path], exit_code: int) -> dict[
         "exit_code": exit_code,
         "headline": verdict.headline,
         "gate": record.gate.model_dump(mode="json") if record.gate else None,
+        "change": record.change.model_dump(mode="json") if record.change else None,
         "waivers": [waiver.model_dump(mode="json") for waiver in record.waivers],
         "findings": [
             {

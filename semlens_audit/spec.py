@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from semlens_audit import waivers
 from semlens_audit.audit_rules import check_audit, look
 from semlens_audit.catalogues import check_controls, read_catalogue
 from semlens_audit.confinement import confined
@@ -107,7 +108,7 @@ def lint(paths: Sequence[Path], *, check_files: bool = True) -> list[Problem]:
     ----------
     paths
         Specs, audits, or folders of them (``*.yaml`` and ``*.yml``, not below). An audit is known by its key ``audit``; it is
-        checked together with its spec.
+        checked together with its spec. A file of waivers is known by its key ``waivers``.
     check_files
         Whether the files that audits name must be there.
 
@@ -122,6 +123,8 @@ def lint(paths: Sequence[Path], *, check_files: bool = True) -> list[Problem]:
             source = load(path)
             if isinstance(source.data, dict) and "audit" in source.data:
                 found.update(dict.fromkeys(_Pair.read(path, check_files).problems))
+            elif isinstance(source.data, dict) and "waivers" in source.data:
+                found.update(dict.fromkeys(waivers.complaints(path)))
             elif isinstance(source.data, dict) and "catalogue" in source.data:
                 found.update(dict.fromkeys(_sorted(read_catalogue(path)[0])))
             else:

@@ -29,8 +29,8 @@ from semlens_audit.spec_shape import validate
 from semlens_audit.yaml_source import Source
 
 __all__ = [
-    "LONGEST", "SHORTEST_JUSTIFICATION", "Declared", "Scope", "Waiver", "WaiversFile", "beside", "covers", "faults", "find", "parse",
-    "person", "read", "repeated", "schema", "scope_words",
+    "LONGEST", "SHORTEST_JUSTIFICATION", "Declared", "Scope", "Waiver", "WaiversFile", "beside", "complaints", "covers", "faults", "find",
+    "parse", "person", "read", "repeated", "schema", "scope_words",
 ]  # fmt: skip
 
 LONGEST = 180
@@ -135,6 +135,14 @@ def read(path: Path) -> Declared:
         (approved by their owner, too long, ...) raise nothing: they must stay visible, see `Declared.problems`.
     """
     return _declared(yaml_source.load(path), path.name)
+
+
+def complaints(path: Path) -> tuple[Problem, ...]:
+    """Everything that is wrong with a waivers file, in the order of its lines, whether or not it is legible."""
+    try:
+        return read(path).problems
+    except WaiverError as error:
+        return error.problems
 
 
 def parse(content: bytes, file: str) -> Declared:
@@ -262,7 +270,7 @@ def _declared(source: Source, name: str) -> Declared:
         document=DocumentRecord(
             kind="waivers", name=name, media_type="application/yaml", sha256=source.sha256, text=source.text
         ),
-        problems=problems,
+        problems=tuple(sorted(problems, key=lambda problem: problem.line or 0)),
     )
 
 

@@ -19,7 +19,7 @@ from semlens_audit.cli.shell import (
     show_progress,
     verb,
 )
-from semlens_audit.cli.terms import FailOn, OnInconclusive, Today, WaiversFile, day, terms
+from semlens_audit.cli.terms import Baseline, FailOn, OnInconclusive, Today, WaiversFile, day, terms
 from semlens_audit.errors import ExitCode
 from semlens_audit.failures import print_problems
 
@@ -64,6 +64,7 @@ def run(
     on_inconclusive: OnInconclusive = "inconclusive",
     waivers: WaiversFile = None,
     today: Today = None,
+    baseline: Baseline = None,
     locked: Annotated[
         bool,
         typer.Option("--locked", help="Refuse to run unless the audit is as it was locked.", rich_help_panel="Release gate"),
@@ -83,7 +84,7 @@ def run(
     from semlens_audit import results, screen
 
     plan = read_plan(audit)
-    agreed = terms(fail_on, on_inconclusive, waivers, None if today is None else day(today))
+    agreed = terms(fail_on, on_inconclusive, waivers, None if today is None else day(today), baseline)
     with show_progress(quiet) as progress:
         outcome = results.carry_out(
             plan,

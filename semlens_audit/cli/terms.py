@@ -13,7 +13,7 @@ from semlens_audit.errors import UsageError
 if TYPE_CHECKING:
     from semlens_audit.results import Terms
 
-__all__ = ["FailOn", "OnInconclusive", "Today", "WaiversFile", "day", "terms"]
+__all__ = ["Baseline", "FailOn", "OnInconclusive", "Today", "WaiversFile", "day", "terms"]
 
 _PANEL = "Release gate"
 _Severity = Literal["critical", "major", "minor"]
@@ -46,6 +46,17 @@ Today = Annotated[
 ]
 
 
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline",
+        metavar="RESULTS.json|REPORT.pdf",
+        help="Record of the last release: the report says what changed since.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
 def day(text: str | None) -> date:
     """The date that `text` means; the present one (UTC) where it is ``None``.
 
@@ -65,9 +76,11 @@ def day(text: str | None) -> date:
     return found
 
 
-def terms(fail_on: _Severity, on_inconclusive: _Inconclusive, waivers: Path | None, today: date | None) -> Terms:
+def terms(
+    fail_on: _Severity, on_inconclusive: _Inconclusive, waivers: Path | None, today: date | None, baseline: Path | None
+) -> Terms:
     """What the options say."""
     from semlens_audit.release_policy import Policy
     from semlens_audit.results import Terms
 
-    return Terms(Policy(fail_on, on_inconclusive), waivers, today)
+    return Terms(Policy(fail_on, on_inconclusive), waivers, today, baseline)

@@ -22,6 +22,7 @@ class SchemaName(StrEnum):
     SPEC = "spec"
     AUDIT = "audit"
     CATALOGUE = "catalogue"
+    WAIVERS = "waivers"
     RECORD = "record"
 
 
@@ -85,7 +86,7 @@ def lint(
 def schema(
     document: Annotated[SchemaName, typer.Argument(help="Which document's schema.")],
 ) -> None:
-    """Print the JSON Schema of a spec, an audit, a catalogue of controls or a record.
+    """Print the JSON Schema of a spec, an audit, a catalogue of controls, waivers or a record.
 
     For editors (completion and checking while you type) and for programs that read [bold]results.json[/].
     """
@@ -93,6 +94,10 @@ def schema(
         from semlens_audit.records import AuditRecord
 
         text = AuditRecord.model_json_schema()
+    elif document is SchemaName.WAIVERS:
+        from semlens_audit import waivers
+
+        text = waivers.schema()
     else:
         from semlens_audit import spec
 
