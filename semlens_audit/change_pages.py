@@ -55,7 +55,7 @@ class ChangeRow:
     now: Side
     difference: str
     figure: Figure | None
-    sentence: str
+    note: str
     """What the label rests on; empty where nothing needs to be said."""
 
 
@@ -131,16 +131,16 @@ def _tables(record: AuditRecord, found: ChangeRecord, palette: Palette) -> tuple
         # Zero belongs inside the axis: what is compared may lie on either side of it.
         most = max(abs(end) for end in ends)
         domain = Domain.over(unit, [-most, most])
-        rows = tuple(_row(record, entry, anchors, domain, palette) for entry in held)
+        rows = tuple(_row(record, entry, anchors, domain, palette, found.level) for entry in held)
         tables.append(ChangeTable(caption, axis(domain, palette, _WIDTH), rows))
-    rest = tuple(_row(record, entry, anchors, None, palette) for entry in entries if entry.difference is None)
+    rest = tuple(_row(record, entry, anchors, None, palette, found.level) for entry in entries if entry.difference is None)
     if rest:
         tables.append(ChangeTable("Without a difference", None, rest))
     return tuple(tables)
 
 
 def _row(
-    record: AuditRecord, entry: ChangeEntry, anchors: dict[str, str], domain: Domain | None, palette: Palette
+    record: AuditRecord, entry: ChangeEntry, anchors: dict[str, str], domain: Domain | None, palette: Palette, level: float
 ) -> ChangeRow:
     check, _, place = entry.finding.partition("/")
     label = CHANGE_WORDS[entry.label]
@@ -148,7 +148,6 @@ def _row(
     if domain is not None and entry.difference is not None:
         alt = f"{entry.finding}: {label}, difference {format_difference(entry.difference)}."
         figure = interval_line(entry.difference, _STATES[entry.label], None, domain, palette, alt, _WIDTH)
-    quiet = entry.label == "within_noise" and entry.before == entry.after
     return ChangeRow(
         badge=Badge(_STATES[entry.label], CHANGE_GLYPHS[entry.label], capital(label)),
         check=check,
@@ -158,8 +157,20 @@ def _row(
         now=_side(entry.after, entry.new),
         difference=format_difference(entry.difference),
         figure=figure,
-        sentence="" if quiet else entry.sentence,
+        note=_note(entry, level),
     )
+
+
+def _note(entry: ChangeEntry, level: float) -> str:
+    """What the label rests on, beyond what the row shows."""
+    if entry.adjusted_p is None or entry.p_value is None:
+        return entry.sentence
+    allowed = 1.0 - level + 1e-12
+    if entry.p_value <= allowed < entry.adjusted_p:
+        return entry.sentence
+    shown = "p < 0.001" if entry.adjusted_p < 0.001 else f"p = {entry.adjusted_p:.2g}"
+    quiet = entry.label == "within_noise" and entry.adjusted_p > allowed
+    return "; ".join(([] if quiet else [shown]) + ([] if entry.paired else ["taken as independent"]))
 
 
 def _place(record: AuditRecord, place: str) -> str:
