@@ -97,6 +97,8 @@ def _change(record: AuditRecord) -> ChangeRecord:
             shift = 0.001 if label == "within_noise" else -0.05 if label in ("improved", "fixed") else 0.05
             old = _moved(new, -shift)
             difference = _moved(new, shift - new.value)
+            if new.unit == "share":
+                difference = difference.model_copy(update={"unit": "difference"})
         entries.append(
             ChangeEntry(
                 finding=finding.id,
