@@ -97,6 +97,12 @@ def test_a_gate_in_a_job_of_github(indexed: SmallAudit, tmp_path: Path) -> None:
     assert "tolerated by policy" in lenient.summary
     assert ET.parse(lenient.folder / "junit.xml").getroot().get("failures") == "0"
 
+    against = github(indexed, tmp_path / "compared", baseline=str(job.folder / "results.json"))
+    assert against.code == 1, against.log
+    assert "### Change since the baseline" in against.summary
+    results = json.loads((against.folder / "results.sarif").read_text())["runs"][0]["results"]
+    assert {result["baselineState"] for result in results} == {"unchanged"}
+
 
 @pytest.mark.parametrize(
     ("name", "text", "code"),
