@@ -29,7 +29,7 @@ from semlens_audit.spec_shape import validate
 from semlens_audit.store import Store
 from semlens_audit.subject import load_subject
 from semlens_audit.wording import shorten
-from semlens_audit.yaml_source import TooManyProblems, load
+from semlens_audit.yaml_source import Source, TooManyProblems, parse
 
 __all__ = ["read_file", "reproduce"]
 
@@ -89,7 +89,7 @@ def reproduce(
     root
         Folder that stands for the one in which the audit was first run; default: the current folder.
     work
-        Folder for store and documents, kept, so that an interrupted repetition goes on where it was; default: a temporary one.
+        Folder for the store, kept, so that an interrupted repetition goes on where it was; default: a temporary one.
     use_store
         Whether to read the index from the audit's own store instead of building it anew; everything is measured again all the same.
     tolerance
@@ -109,7 +109,7 @@ def reproduce(
     """
     spec, audit = _documents(record)
     with _folder(work) as folder:
-        plan, local = _plan(record, spec, audit, folder, _base(record, audit, audit_file, root or Path()))
+        plan, local = _plan(record, spec, audit, _base(record, audit, audit_file, root or Path()))
         if use_store and not local:
             raise UsageError(
                 "no-local-audit",
@@ -178,21 +178,14 @@ def _base(record: AuditRecord, audit: DocumentRecord, audit_file: Path | None, r
     return next((path for path in places if path.is_file() and digest_file(path) == audit.sha256), places[0])
 
 
-def _plan(
-    record: AuditRecord, spec: DocumentRecord, audit: DocumentRecord, folder: Path, base: Path
-) -> tuple[AuditPlan, bool]:
+def _plan(record: AuditRecord, spec: DocumentRecord, audit: DocumentRecord, base: Path) -> tuple[AuditPlan, bool]:
     """The plan that the documents make, as if they lay at `base`; and whether the audit file lies there indeed."""
-    place = folder / "documents"
-    place.mkdir(exist_ok=True)
-    for kind, document in (("audit", audit), ("spec", spec)):
-        (place / f"{kind}.yaml").write_bytes(document.text.encode("utf-8"))
-    asked, wanted = load(place / "audit.yaml"), load(place / "spec.yaml")
-    asked.places.file = str(base)
+    asked, wanted = parse(audit.text.encode("utf-8"), str(base)), parse(spec.text.encode("utf-8"), spec.name)
     audit_value, spec_value = None, None
-    with suppress(TooManyProblems):  # they are said below
+    with suppress(TooManyProblems):  # those found are said below
         audit_value = validate(Audit, asked) if asked.data is not None else None
         if audit_value is not None:
-            wanted.places.file = str(confined(base, audit_value.spec))
+            wanted.places.file = _spec_file(base, audit_value, asked) or spec.name
         spec_value = validate(Spec, wanted) if wanted.data is not None else None
         check_audit(asked, base)
         check_spec(wanted)
@@ -200,7 +193,7 @@ def _plan(
     problems = [*asked.problems, *wanted.problems]
     if problems or audit_value is None or spec_value is None:
         absent = tuple(Problem("cannot-reproduce", one.message, one.hint, one.file, one.line, one.column) for one in problems)
-        raise ExecutionError("cannot-reproduce", "", problems=absent) from SpecError.of(problems)
+        raise ExecutionError("cannot-reproduce", "", problems=absent)
     plan = AuditPlan(
         spec=spec_value,
         audit=audit_value,
@@ -213,6 +206,15 @@ def _plan(
         check_lines={check.id: wanted.places.value(("checks", index))[0] for index, check in enumerate(spec_value.checks)},
     )
     return plan, base.is_file() and digest_file(base) == audit.sha256
+
+
+def _spec_file(base: Path, audit: Audit, source: Source) -> str | None:
+    """Where the spec would lie; a complaint where it may not lie there."""
+    try:
+        return str(confined(base, audit.spec))
+    except SpecError as error:
+        source.complain(error.slug, ("spec",), error.problems[0].message, error.problems[0].hint)
+        return None
 
 
 def _same_input(record: AuditRecord, plan: AuditPlan, data: DataSet, allow_code: bool) -> None:

@@ -55,8 +55,8 @@ def print_agreement(agreement: Agreement, console: Console | None = None) -> Non
         console.print(Text(f"Parts of the record that hold something else: {', '.join(agreement.fields)}."))
     for clause in agreement.environment:
         console.print(Text(f"Other circumstances: {clause}."))
-    before, after = (STATES[state].lower() for state in agreement.verdict)
-    verdict = f"the verdict is {after} again" if before == after else f"the verdict was {before} and is {after}"
+    first, second = (STATES[state].lower() for state in agreement.verdict)
+    verdict = f"the verdict is {second} again" if first == second else f"the verdict was {first} and is {second}"
     conclusion = "Reproduced" if agreement.reproduced else "Not reproduced"
     number = count(len(agreement.compared), "measurement")
     style = "green" if agreement.reproduced else "bold red"

@@ -12,6 +12,7 @@ from semlens_audit import checks, gate, verdict
 from semlens_audit.confirmation import conclude, confirm
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import AuditError, ExitCode, IntegrityError, SpecError
+from semlens_audit.lock_statement import contradictions
 from semlens_audit.multiplicity import control
 from semlens_audit.plan import Audit, AuditPlan, Spec
 from semlens_audit.record_file import parse_record, record_bytes
@@ -20,7 +21,7 @@ from semlens_audit.release_records import DocumentRecord
 from semlens_audit.spec_rules import check_spec
 from semlens_audit.spec_shape import validate
 from semlens_audit.verification import CheckedLine, proven, refused
-from semlens_audit.wording import count
+from semlens_audit.wording import count, shorten
 from semlens_audit.yaml_source import Source, parse
 
 __all__ = ["plan_of", "read_strictly", "record_lines", "waiver_line"]
@@ -64,6 +65,7 @@ def record_lines(record: AuditRecord) -> Iterator[CheckedLine]:
         ("record-measurements", "Findings state the numbers of the measurements beside them", _measurements, ""),
         ("record-verdict", "The verdict follows from the findings", _verdict, record.verdict.headline),
         ("record-gate", "The decision on the release follows from findings, waivers and policy", _gate, _decision(record)),
+        ("record-lock", "What the record says of its lock follows from the lock that it carries", _lock, _locked(record)),
         ("record-images", "Every image is the one that its digest names", _images, f"{len(record.images)} images."),
     )
     for identifier, question, look, said in steps:
@@ -276,6 +278,17 @@ def waiver_line(record: AuditRecord, today: date) -> CheckedLine | None:
         return refused("waivers", question, said, ExitCode.WAIVER)
     until = min(waiver.expires for waiver in now.waivers)
     return proven("waivers", question, f"{count(len(now.waivers), 'waiver')}; the first expires after {until}.")
+
+
+def _locked(record: AuditRecord) -> str:
+    if record.lock is None:
+        return "The audit was not locked before it ran."
+    word = "kept" if record.lock.state == "kept" else "broken, and the record says in what"
+    return f"Lock {shorten(record.lock.sha256)}: {word}. When it was made, and how many runs there were, rests on the word of the store."
+
+
+def _lock(record: AuditRecord, plan: AuditPlan) -> str:
+    return " ".join(contradictions(record, plan))
 
 
 def _images(record: AuditRecord, plan: AuditPlan) -> str:
