@@ -60,10 +60,18 @@ def signature_lines(
 ) -> Iterator[CheckedLine]:
     """One line for each signature, then whether certificates were revoked, and when the signatures were made."""
     stamped = 0
-    for index, one in enumerate(found):
-        identifier, question = f"signature-{index + 1}", f"Signature {index + 1} of {len(found)} holds and is trusted"
+    looks: list[CmsSignature] = []
+    for index, one in enumerate(found):  # all signatures first: pyHanko's analysis of revisions takes its time
+        identifier, question = _asked(index, found)
         try:
-            detail, read = _signature(one, data, trust, moment, last=index + 1 == len(found))
+            looks.append(_read(one, data, last=index + 1 == len(found)))
+        except IntegrityError as error:
+            yield refused(identifier, question, error)
+            return
+    for index, (one, read) in enumerate(zip(found, looks, strict=True)):
+        identifier, question = _asked(index, found)
+        try:
+            detail = _signature(one, read, trust, moment, last=index + 1 == len(found))
         except IntegrityError as error:
             yield refused(identifier, question, error)
             return
@@ -85,23 +93,30 @@ def signature_lines(
         yield not_checked("signing-time", question, "The signatory's own clock says so; there is no time stamp of an authority.")
 
 
-def _signature(
-    one: FoundSignature, data: bytes, trust: TrustList, moment: Moment, *, last: bool
-) -> tuple[str, CmsSignature]:
-    """What to say of a signature that holds, and what it is made of."""
+def _asked(index: int, found: Sequence[FoundSignature]) -> tuple[str, str]:
+    return f"signature-{index + 1}", f"Signature {index + 1} of {len(found)} holds and is trusted"
 
-    def wrong(said: str, slug: str = "signature-refused") -> IntegrityError:
-        return IntegrityError(slug, said)
 
+def _wrong(said: str) -> IntegrityError:
+    return IntegrityError("signature-refused", said)
+
+
+def _read(one: FoundSignature, data: bytes, *, last: bool) -> CmsSignature:
+    """A signature in its one form, over the bytes that it says."""
     if last and one.length != len(data):
-        raise wrong("Something was appended after the last signature.")
+        raise _wrong("Something was appended after the last signature.")
     read = read_signature(one.der, hashlib.sha256(one.covered(data)).digest())
     if (read.token is not None) != one.entry.timestamp:
-        raise wrong("A time stamp is missing that the signature speaks of, or there is one that it does not.")
+        raise _wrong("A time stamp is missing that the signature speaks of, or there is one that it does not.")
+    return read
+
+
+def _signature(one: FoundSignature, read: CmsSignature, trust: TrustList, moment: Moment, *, last: bool) -> str:
+    """What to say of a signature that is trusted and whose document was changed in no way that it forbids."""
     when = _when(one, read, moment)
     roots = [x509.Certificate.load(der) for der in trust.certificates]
     if not roots:
-        raise wrong("The trust list holds no certificate. Give those that you trust with --trust.")
+        raise _wrong("The trust list holds no certificate. Give those that you trust with --trust.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = ValidationContext(
@@ -115,20 +130,19 @@ def _signature(
         status = validate_pdf_signature(one.embedded, context, key_usage_settings=_USAGE)
     subject, issuer = read.signatory.subject.human_friendly, read.signatory.issuer.human_friendly
     if not (status.intact and status.valid):
-        raise wrong("The document is not the one that was signed, or the signature does not fit its certificate.")
+        raise _wrong("The document is not the one that was signed, or the signature does not fit its certificate.")
     if not status.trusted:
-        raise wrong(f"The certificate of {subject}, issued by {issuer}, leads to none in the trust list, or was not valid then.")
+        raise _wrong(f"The certificate of {subject}, issued by {issuer}, leads to none in the trust list, or was not valid then.")
     if status.coverage != (SignatureCoverageLevel.ENTIRE_FILE if last else SignatureCoverageLevel.ENTIRE_REVISION):
-        raise wrong("The signature does not cover the whole file.")
+        raise _wrong("The signature does not cover the whole file.")
     level = status.modification_level
     if not status.docmdp_ok or level is None or level > (ModificationLevel.NONE if last else ModificationLevel.FORM_FILLING):
-        raise wrong("The document was changed after it was signed in a way that the signature does not permit.")
+        raise _wrong("The document was changed after it was signed in a way that the signature does not permit.")
     if not status.bottom_line:
-        raise wrong("The signature, its certificate or its time stamp is not acceptable.")
+        raise _wrong("The signature, its certificate or its time stamp is not acceptable.")
     how = "a time stamp says" if read.token is not None else "the signatory's clock says"
     signed = f"{one.entry.name} signed as: {one.reason.rsplit('; record ', 1)[0]}"
-    detail = f"{signed}. Certificate of {subject}, issued by {issuer}, valid on {when:%Y-%m-%d %H:%M:%S} UTC, as {how}."
-    return detail, read
+    return f"{signed}. Certificate of {subject}, issued by {issuer}, valid on {when:%Y-%m-%d %H:%M:%S} UTC, as {how}."
 
 
 def _person(number: int, one: FoundSignature, read: CmsSignature) -> CheckedLine:
