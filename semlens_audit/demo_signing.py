@@ -38,7 +38,7 @@ def sign_all(audits: Sequence[Sequence[Path]], keys: Path) -> list[tuple[Path, V
     Parameters
     ----------
     audits
-        For each audit what it wrote: the record first, then its reports.
+        For each audit what it wrote: the record first, then its reports and exports.
     keys
         Where the test keys are, or are made: private ones, and below ``trust/`` what a verifier needs.
 
@@ -58,7 +58,8 @@ def sign_all(audits: Sequence[Sequence[Path]], keys: Path) -> list[tuple[Path, V
     if not attesting.exists():
         replace(trust / "attest.pub", new_key(attesting, None).read_bytes())
     written = []
-    for record, *reports in audits:
+    for record, *written_files in audits:
+        reports = [path for path in written_files if path.suffix in (".html", ".pdf")]
         persons = read_record(record).responsible
         signed = [_sign(report, persons, keys) for report in reports if report.suffix == ".pdf" and persons]
         envelope = record.with_name(ENVELOPE)
