@@ -279,8 +279,9 @@ def _check(source: Source) -> None:
     for index, waiver in mappings(source.data, "waivers"):
         at = ("waivers", index)
         for key in ("created", "expires"):
-            if isinstance(text := waiver.get(key), str) and not _is_date(text):
-                source.complain("bad-date", (*at, key), f"`{key}` is no date: {_cut(text)}.", "Write it as `2026-01-31`.")
+            value = waiver.get(key)
+            if value is not None and not (isinstance(value, str) and _is_date(value)):
+                source.complain("bad-date", (*at, key), f"`{key}` is no date: {_cut(str(value))}.", "Write it as `2026-01-31`.")
         scope = waiver.get("scope")
         if isinstance(scope, dict):
             _check_scope(source, (*at, "scope"), scope)
