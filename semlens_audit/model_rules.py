@@ -92,21 +92,20 @@ def check_model_directory(source: Source, at: KeyPath, folder: Path, allowed: Se
             "bad-model-directory", at, f"{folder / _CONFIG} is no JSON object of at most 1 MB.", "Save the model directory again."
         )
         return
-    text = config.get("text_cfg") if isinstance(config.get("text_cfg"), dict) else {}
+    why = _leads_elsewhere(config) or next((why for _, why in _complaints(config)), None)
+    if why is not None:
+        source.complain("bad-model-directory", at, f"{folder / _CONFIG}: {why}", "Nothing is downloaded and no code is run.")
+
+
+def _leads_elsewhere(config: dict[str, Any]) -> str | None:
+    """What names another model in the ``model_cfg`` of an open_clip configuration, or ``None``."""
+    text, vision = config.get("text_cfg"), config.get("vision_cfg")
     if isinstance(text, dict) and text.get("hf_model_name"):
-        source.complain(
-            "bad-model-directory",
-            at,
-            f"{folder / _CONFIG} names a text tower that lies elsewhere (`hf_model_name`).",
-            "Only open_clip's own text towers are read; nothing is ever downloaded.",
-        )
-    vision = config.get("vision_cfg")
+        return "`hf_model_name` names a text tower that lies elsewhere; only open_clip's own are read."
     timm = vision.get("timm_model_name") if isinstance(vision, dict) else None
     if timm is not None and (not isinstance(timm, str) or _NAME.fullmatch(timm) is None):
-        source.complain("bad-model-directory", at, f"{folder / _CONFIG}: `timm_model_name` is no plain name of an architecture.")
-    for _, why in _complaints(config):
-        source.complain("bad-model-directory", at, f"{folder / _CONFIG}: {why}", "Nothing is downloaded and no code is run.")
-        return
+        return "`timm_model_name` is no plain name of an architecture."
+    return None
 
 
 def _config(path: Path) -> dict[str, Any] | None:

@@ -174,20 +174,22 @@ def _examples(audit: AuditSource, audit_file: Path, spec: Source) -> None:
             if not isinstance(image, str) or not image or "\0" in image:
                 continue
             path = Path(os.path.normpath(root / image))
-            if kind_of(path) != "file":
-                spec.complain(
-                    "missing-file",
-                    (*at, "image"),
-                    f"concept '{concept.get('id')}': the example image is not there: {path}.",
-                    look(path),
-                )
-                continue
+            if not path.is_relative_to(os.path.normpath(root)):
+                continue  # Such a path has been complained about; what lies there is none of this audit's business.
             if not inside(path, (Path(os.path.realpath(root)), *roots(audit_file, text or ""))):
                 spec.complain(
                     "path-outside",
                     (*at, "image"),
                     f"concept '{concept.get('id')}': {path} is a symbolic link that leads out of the audit's folder.",
                     f"Put the image itself there, or allow the link: --allow-path {Path(os.path.realpath(path)).parent}.",
+                )
+                continue
+            if kind_of(path) != "file":
+                spec.complain(
+                    "missing-file",
+                    (*at, "image"),
+                    f"concept '{concept.get('id')}': the example image is not there: {path}.",
+                    look(path),
                 )
                 continue
             if image not in sizes:
