@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from semlens_audit.facets import Marks
 from semlens_audit.figures import Domain, Palette, axis, interval_line
-from semlens_audit.pages import Badge, CheckRow, CheckTable, CheckView, EvidenceGroup, Fact, Marks, ResultRow
+from semlens_audit.pages import Badge, CheckRow, CheckTable, CheckView, EvidenceGroup, Fact, ResultRow
 from semlens_audit.plan import Severity
 from semlens_audit.records import AuditRecord, Finding, State
 from semlens_audit.wording import (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from semlens_audit.check_pages import SEVERITY_ORDER, STATE_ORDER, release_words
-from semlens_audit.pages import Facet, Filters, Option
+from semlens_audit.facets import Facet, Filters, Option
 from semlens_audit.records import AuditRecord, Finding
 from semlens_audit.wording import STATES, capital, count
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from semlens_audit.facets import Filters, Marks
 from semlens_audit.figures import Figure
 from semlens_audit.records import State
 
@@ -21,16 +22,12 @@ __all__ = [
     "DataPage",
     "EffectRow",
     "EvidenceGroup",
-    "Facet",
     "Fact",
-    "Filters",
     "GateBox",
     "Identities",
     "LegendEntry",
     "Lines",
-    "Marks",
     "Method",
-    "Option",
     "Page",
     "Pointer",
     "ReferenceView",
@@ -72,27 +69,6 @@ class Table:
     """Columns of numbers, set flush right."""
     mono: tuple[int, ...] = ()
     """Columns of digests."""
-
-
-@dataclass(frozen=True)
-class Marks:
-    """What a reader can filter and sort a result by; the values stand in ``data-`` attributes and are not read as text."""
-
-    finding: str
-    """`Finding.id`."""
-    state: State
-    class_name: str
-    layer: str
-    """Empty where the result looks at no layer."""
-    concepts: str
-    """Ids, parted by spaces."""
-    severity: str
-    line: str
-    release: str
-    value: str
-    """Decimal number in the measurement's unit; empty where nothing was measured."""
-    clearance: str
-    """Distance from the criterion in half widths of the interval, negative beyond it; empty where nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -361,36 +337,6 @@ class Reproduction:
     facts: tuple[Fact, ...]
     packages: Table
     stages: Table
-
-
-@dataclass(frozen=True)
-class Option:
-    """One value of a facet."""
-
-    value: str
-    label: str
-    number: str
-    """Results that have it."""
-
-
-@dataclass(frozen=True)
-class Facet:
-    """A property that results can be filtered by."""
-
-    name: str
-    """As in the ``data-`` attribute."""
-    label: str
-    options: tuple[Option, ...]
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Controls over the results and their evidence; a page on paper has none."""
-
-    states: Facet
-    facets: tuple[Facet, ...]
-    results: str
-    """How many there are, in words."""
 
 
 @dataclass(frozen=True)

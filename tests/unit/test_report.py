@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import pytest
 
-from semlens_audit import compose, pages, report
+from semlens_audit import compose, facets, pages, report
 from semlens_audit.errors import AuditError, ExitCode
 from semlens_audit.evidence_pages import role_of
 from semlens_audit.figures import PAPER, SCREEN
@@ -201,7 +201,9 @@ def test_markup_in_any_text_stays_text() -> None:
 
 
 def test_every_field_of_every_page_value_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    classes = [c for c in vars(pages).values() if dataclasses.is_dataclass(c) and c.__module__ == pages.__name__]
+    classes = [
+        c for module in (pages, facets) for c in vars(module).values() if dataclasses.is_dataclass(c) and c.__module__ == module.__name__
+    ]
     records = [*(sample(kind) for kind in KINDS), released(sample("shortcut"))]
     made = [compose.make_page(record, palette) for record in records for palette in (SCREEN, PAPER)]
     seen: set[tuple[str, str]] = set()
