@@ -252,6 +252,17 @@ def streams(document: Document) -> Iterator[str]:
                 yield f"the filter {name}"
 
 
+@rule("ISO 19005-3, 6.1.12")
+def permissions(document: Document) -> Iterator[str]:
+    granted = document.root.get("/Perms", {})
+    for key in granted:
+        if key not in {"/UR3", "/DocMDP"}:
+            yield f"the permission {key}"
+    for reference in granted.get("/DocMDP", {}).get("/Reference", []):
+        if any(key in reference for key in ("/DigestLocation", "/DigestMethod", "/DigestValue")):
+            yield "a digest in the reference of a signature"
+
+
 @rule("ISO 19005-3, 6.1.13")
 def limits(document: Document) -> Iterator[str]:
     for entry in document.dictionaries():
@@ -263,6 +274,13 @@ def limits(document: Document) -> Iterator[str]:
                 yield f"{value} is no 32-bit integer"
             if isinstance(value, pikepdf.String) and len(bytes(value)) > 32767:
                 yield f"a string of {len(bytes(value))} bytes"
+    for page in document.pdf.pages:
+        deep = deepest = 0
+        for instruction in pikepdf.parse_content_stream(page, "q Q"):
+            deep += 1 if str(instruction.operator) == "q" else -1
+            deepest = max(deep, deepest)
+        if deepest > 28:
+            yield f"graphics states nested {deepest} times"
 
 
 @rule("ISO 19005-3, 6.2.3")

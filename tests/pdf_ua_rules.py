@@ -94,6 +94,17 @@ class Tagged(Document):
         return {page.obj.objgen: number for number, page in enumerate(self.pdf.pages)}
 
 
+def reachable(page: pikepdf.Page) -> list[Any]:
+    """Annotations of a page but those outside of it, as an invisible signature has (ISO 14289-1, 7.18.1)."""
+    left, bottom, right, top = (float(edge) for edge in page.cropbox)
+    found = []
+    for annotation in page.get("/Annots", []):
+        x1, y1, x2, y2 = (float(edge) for edge in annotation.Rect)
+        if x2 > left and x1 < right and y2 > bottom and y1 < top:
+            found.append(annotation)
+    return found
+
+
 def access_complaints(data: bytes) -> list[str]:
     """What is wrong with a PDF by the rules of this module."""
     document = Tagged(data)
@@ -134,7 +145,7 @@ def parent_tree(document: Tagged) -> Iterator[str]:
                 yield f"content {mcid} of a page belongs to no element, or to another than the parent tree says"
     holder = {a.objgen: element.source.objgen for element in document.elements for a in element.annotations}
     for page in document.pdf.pages:
-        for annotation in page.get("/Annots", []):
+        for annotation in reachable(page):
             entry = table.get(int(annotation.get("/StructParent", -1)))
             if entry is None or holder.get(annotation.objgen) != entry.objgen:
                 yield "an annotation belongs to no element, or to another than the parent tree says"
@@ -265,7 +276,7 @@ def identifiers(document: Tagged) -> Iterator[str]:
 def links(document: Tagged) -> Iterator[str]:
     holder = {a.objgen: element.tag for element in document.elements for a in element.annotations}
     for page in document.pdf.pages:
-        annotations = list(page.get("/Annots", []))
+        annotations = reachable(page)
         if annotations and page.obj.get("/Tabs") != Name.S:
             yield "a page whose annotations are not visited in the order of the structure"
         for annotation in annotations:

@@ -17,12 +17,14 @@ from pikepdf import Array, Dictionary, Name, Pdf, String
 
 from semlens_audit import report
 from semlens_audit.compose import make_page
+from semlens_audit.digest import digest_bytes
 from semlens_audit.figures import PAPER
 from semlens_audit.records import AuditRecord
 from tests.golden.released_record import released
 from tests.golden.sample_record import sample, small
 from tests.pdf_rules import ARCHIVE, Rule, complaints
 from tests.pdf_ua_rules import ACCESS, Tagged
+from tests.unit.signing_world import by_both
 
 pytest.importorskip("weasyprint", reason="Pango is not installed", exc_type=OSError)
 RULES = ARCHIVE | ACCESS
@@ -51,6 +53,9 @@ class TestRules:
 
     def test_a_small_one_neither(self, little: bytes) -> None:
         assert wrong(little) == []
+
+    def test_nor_a_signed_one(self) -> None:
+        assert wrong(by_both()) == []
 
     @pytest.mark.slow
     def test_nor_one_whose_measurements_fell_through(self) -> None:
@@ -114,6 +119,25 @@ class TestTagTree:
         titles = next(children for title, children in below.items() if title.endswith(attention.title))
         for view in attention.body:  # type: ignore[attr-defined]
             assert any(view.statement in title for title in titles), view.statement
+
+
+class TestPictures:
+    def test_each_is_in_the_file_once_as_the_record_holds_it(self, everything: tuple[AuditRecord, bytes]) -> None:
+        record, data = everything
+        html = report.render_page(make_page(record, PAPER), report.ON_PAPER)
+        shown = {key for key, text in record.images.items() if text in html}
+        with pikepdf.open(io.BytesIO(data)) as pdf:
+            files = [o.read_raw_bytes() for o in pdf.objects if isinstance(o, pikepdf.Stream) and o.get("/Filter") == Name.DCTDecode]
+        assert sorted(digest_bytes(file) for file in files) == sorted(shown)
+        assert len(shown) > 100
+
+    def test_crops_are_large_enough_to_be_judged_on_paper(self, everything: tuple[AuditRecord, bytes]) -> None:
+        document = Tagged(everything[1])
+        crops = [e for e in document.tagged("Figure") if str(e.source.Alt).startswith("Crop of ")]
+        assert len(crops) > 50
+        for crop in crops:
+            x1, y1, x2, y2 = (float(edge) for edge in crop.attribute("/BBox"))
+            assert min(x2 - x1, y2 - y1) * 25.4 / 72 >= 15  # mm
 
 
 def saved(pdf: Pdf) -> bytes:
@@ -244,7 +268,15 @@ BREAK: dict[str, list[Callable[[Pdf], None] | Callable[[bytes], bytes]]] = {
     "header": [swap_pages],
     "trailer": [lambda data: data + b"more", drop(lambda pdf: pdf.trailer, "/ID")],
     "streams": [put(image, "/F", String("elsewhere"))],
-    "limits": [put(root, "/Spoiled", 2**31), put(root, "/Spoiled", String("x" * 40000))],
+    "permissions": [
+        put(root, "/Perms", Dictionary(Spoiled=1)),
+        put(root, "/Perms", Dictionary(DocMDP=Dictionary(Reference=[Dictionary(DigestMethod=Name.MD5)]))),
+    ],
+    "limits": [
+        put(root, "/Spoiled", 2**31),
+        put(root, "/Spoiled", String("x" * 40000)),
+        content(lambda items: [*[operator("q")] * 29, *items, *[operator("Q")] * 29]),
+    ],
     "output_intent": [
         drop(root, "/OutputIntents"),
         put(lambda pdf: pdf.Root.OutputIntents[0].DestOutputProfile, "/N", 4),
