@@ -75,7 +75,8 @@ class TestSignedReport:
             "signature-1": "proven", "person-1": "proven", "signature-2": "proven", "person-2": "proven",
             "revocation": "not_checked", "signing-time": "not_checked", "record-form": "proven", "attachments": "proven",
             "revisions": "proven", "record-documents": "proven", "record-asked": "proven", "record-findings": "proven",
-            "record-measurements": "proven", "record-verdict": "proven", "record-gate": "proven", "record-lock": "proven", "record-images": "proven",
+            "record-measurements": "proven", "record-verdict": "proven", "record-gate": "proven", "record-lock": "proven",
+            "record-images": "proven",
             "rendering": "proven",
         }  # fmt: skip
         text = " ".join(line.detail for line in found.lines)
