@@ -218,6 +218,8 @@ class World:
                 "findings": tuple(found),
                 "influences": moved.records,
                 "stages": {"probes": "0" * 64},
+                "class_layers": (),
+                "images": {},
             }
         )
 
