@@ -207,6 +207,11 @@ def from_pkcs11(
     class TokenSigner(PKCS11Signer):  # type: ignore[misc]
         """A key on a token; ECDSA signatures in their one accepted form."""
 
+        @property
+        def cert_registry(self) -> SimpleCertificateStore:
+            """Certificates to embed beside the signatory's own."""
+            return _store(certificates[1:])
+
         async def async_sign_raw(self, data: bytes, digest_algorithm: str, dry_run: bool = False) -> bytes:
             signature: bytes = await super().async_sign_raw(data, digest_algorithm, dry_run)
             return _one_form(signature, self.signing_cert, dry_run)
@@ -228,8 +233,10 @@ def from_pkcs11(
                     raise UsageError("token", said, "Give --cert, or --cert-label with the label of one certificate.")
                 own, further = stored[0][pkcs11.Attribute.VALUE], []
             certificates = _chain(own, further, str(certificate) if certificate else None)
+            # many tokens sign a digest with ECDSA, but do not make it themselves
+            raw = certificates[0].public_key.algorithm == "ec"
             signer = TokenSigner(
-                session, signing_cert=certificates[0], key_label=key_label, ca_chain=certificates[1:], embed_roots=False
+                session, signing_cert=certificates[0], key_label=key_label, embed_roots=False, use_raw_mechanism=raw
             )
             signer.signed_attr_prov_spec = AttributeSpec(certificates)
             yield SigningKey(signer, certificates)
