@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from semlens_audit.crosswalk_pages import controls_named
 from semlens_audit.facets import Marks
 from semlens_audit.figures import Domain, Palette, axis, interval_line
 from semlens_audit.pages import Badge, CheckRow, CheckTable, CheckView, EvidenceGroup, Fact, ResultRow
@@ -112,6 +113,7 @@ class Checks:
         self.palette = palette
         self.release = release_words(record)
         self.labels = {concept.id: concept.label for concept in record.concepts}
+        self.catalogues = record.catalogues
         self.spec = str(record.spec.detail.get("file", record.spec.name))
         grouped: dict[str, list[Finding]] = {}
         for finding in record.findings:
@@ -230,7 +232,7 @@ class Checks:
             facts.append(Fact("Concepts", capital(join(named))))
         facts.append(Fact("Severity", first.severity))
         if first.supports:
-            facts.append(Fact("Supports evidence for", "; ".join(first.supports)))
+            facts.append(Fact("Supports evidence for", controls_named(first.supports, self.catalogues)))
         if first.spec_line is not None:
             facts.append(Fact("Asked for in", f"{self.spec}, line {first.spec_line}"))
         deciding = [finding for finding in check.findings if finding.state == check.state]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,12 @@ from semlens_audit.records import AuditRecord, State
 from semlens_audit.release_records import CatalogueRecord, ClauseRecord
 from semlens_audit.wording import GLYPHS, STATES, count
 
-__all__ = ["SECTIONS", "CatalogueView", "CheckGroup", "CheckLink", "ClauseView", "Crosswalk", "SectionLink", "crosswalk"]
+__all__ = ["SECTIONS", "CatalogueView", "CheckGroup", "CheckLink", "ClauseView", "Crosswalk", "SectionLink", "controls_named", "crosswalk"]
 
 _ORDER: tuple[State, ...] = ("not_satisfied", "not_measured", "inconclusive", "satisfied")
 _NAMED = 6
+_SHORT = re.compile(r",| \(")
+"""Where the short form of a title ends."""
 
 
 def _always(record: AuditRecord) -> bool:
@@ -26,7 +29,7 @@ SECTIONS: dict[str, tuple[str, str, Callable[[AuditRecord], bool]]] = {
     "system": ("system", "intended purpose", _always),
     "identity": ("identity", "identity", _always),
     "results": ("results", "results", lambda record: bool(record.findings)),
-    "attention": ("attention", "what needs attention", lambda record: any(f.state != "satisfied" for f in record.findings)),
+    "attention": ("attention", "failures and open questions", lambda record: any(f.state != "satisfied" for f in record.findings)),
     "lines": ("lines", "two lines of evidence", lambda record: bool(record.effects)),
     "intervention": ("intervention", "interventions", lambda record: bool(record.interventions)),
     "waivers": ("waivers", "waivers", lambda record: bool(record.waivers)),
@@ -109,6 +112,19 @@ def crosswalk(record: AuditRecord) -> Crosswalk | None:
         return None
     catalogues = tuple(_catalogue(record, catalogue) for catalogue in record.catalogues)
     return Crosswalk(_overview(catalogues), catalogues)
+
+
+def controls_named(supports: Sequence[str], catalogues: Sequence[CatalogueRecord]) -> str:
+    """Clauses as a reader knows them: ``EU AI Act Art. 9(6), Art. 15(4); ISO 14971 5.5``; what no catalogue has, as it is written."""
+    places = {f"{one.id}:{clause.id}": (one, clause) for one in catalogues for clause in one.clauses}
+    named: dict[str, list[str]] = {}
+    for control in supports:
+        catalogue, clause = places.get(control, (None, None))
+        if catalogue is None or clause is None:
+            named.setdefault(control, [])
+        else:
+            named.setdefault(_SHORT.split(catalogue.title)[0], []).append(clause.title.partition(":")[0])
+    return "; ".join(" ".join(filter(None, [title, ", ".join(clauses)])) for title, clauses in named.items())
 
 
 def _overview(catalogues: Sequence[CatalogueView]) -> Table:

@@ -11,7 +11,7 @@ import pytest
 from semlens_audit import spec
 from semlens_audit.catalogues import catalogues_of, read_catalogue
 from semlens_audit.compose import make_page
-from semlens_audit.crosswalk_pages import SECTIONS, crosswalk
+from semlens_audit.crosswalk_pages import SECTIONS, controls_named, crosswalk
 from semlens_audit.errors import SpecError
 from semlens_audit.figures import SCREEN
 from semlens_audit.records import AuditRecord
@@ -214,3 +214,9 @@ def test_the_report_never_claims_compliance() -> None:
 
 def test_without_controls_there_is_no_crosswalk() -> None:
     assert crosswalk(sample("clean").model_copy(update={"catalogues": ()})) is None
+
+
+def test_controls_are_named_as_readers_know_them() -> None:
+    supports = ["eu-ai-act:art-9-6", "eu-ai-act:art-15-4", "iso-14971:5.5", "fda-gmlp:6", "house:7"]
+    known = catalogues_of([name for name in supports if not name.startswith("house")], specs_dir() / "melanoma-abcde.yaml")
+    assert controls_named(supports, known) == "EU AI Act Art. 9(6), Art. 15(4); ISO 14971 5.5; FDA GMLP Principle 6; house:7"
