@@ -28,7 +28,11 @@ from semlens_audit.records import AuditRecord
 from semlens_audit.wording import STATES
 from tests.golden.sample_record import sample
 
-VERBS = ("init", "lint", "index", "run", "report", "components", "search", "demo", "schema", "qualify", "selftest")
+VERBS = (
+    "init", "lint", "schema", "index", "run", "selftest", "report", "demo", "gate", "diff", "export", "mlflow", "ci", "lock", "runs",
+    "reproduce", "sign", "attest", "verify", "qualify", "components", "search",
+)  # fmt: skip
+GROUPS = {"waiver": ("add", "check", "list")}
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "zennit", "crp", "pandas", "matplotlib", "weasyprint", "numpy", "duckdb")
 runner = CliRunner()
 
@@ -57,11 +61,16 @@ def test_overview_names_every_verb_and_every_exit_code() -> None:
 def test_verbs_are_exactly_the_documented_ones() -> None:
     registered = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     assert registered == set(VERBS)
+    groups = {
+        group.name: tuple(sorted(command.name or command.callback.__name__ for command in group.typer_instance.registered_commands))
+        for group in cli.app.registered_groups
+    }
+    assert groups == GROUPS
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *(f"{group} {verb}" for group, verbs in GROUPS.items() for verb in verbs)])
 def test_help_of_each_verb_teaches(verb: str) -> None:
-    result = runner.invoke(cli.app, [verb, "--help"])
+    result = runner.invoke(cli.app, [*verb.split(), "--help"])
     assert result.exit_code == 0
     text = plain(result.output)
     assert f"Usage: semlens-audit {verb}" in text
