@@ -75,12 +75,19 @@ def _sign(report: Path, persons: Sequence[Responsible], keys: Path) -> Path:
     for person in persons:
         stem = "".join(character if character.isalnum() else "-" for character in person.name.lower())[:60]
         key, certificate = keys / f"{stem}.key", keys / f"{stem}.pem"
-        if not key.exists() or not certificate.exists():
+        if not key.exists() or not _valid(certificate):
             replace(keys / "trust" / f"authority-of-{stem}.pem", make_signatory(person.name, key, certificate))
         data = sign_report(data, from_pem(key, certificate, [], None), name=person.name, file=str(report)).data
     signed = report.with_suffix(".signed.pdf")
     replace(signed, data)
     return signed
+
+
+def _valid(certificate: Path) -> bool:
+    """Whether there is a certificate that can be signed with today."""
+    if not certificate.exists():
+        return False
+    return x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc > datetime.now(UTC)
 
 
 def make_signatory(name: str, key_file: Path, certificate_file: Path) -> bytes:

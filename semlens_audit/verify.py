@@ -6,7 +6,10 @@ refusal; nothing that could not be read is ever accepted.
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -29,6 +32,9 @@ __all__ = ["Request", "verify", "verify_bytes"]
 
 Kind = Literal["pdf", "html", "record", "envelope"]
 _MOST_BYTES = PdfLimits().file_bytes
+_SECONDS = 300
+"""Longest that a file may keep its verifier busy, its rendering included."""
+_READABLE = "The file can be read within limits"
 _NOT_PROVEN = (
     "That the measurements were made as the record says: `reproduce` carries the audit out again.",
     "That the model in use is the audited one: compare its weights with --model.",
@@ -91,7 +97,36 @@ def verify(path: Path, request: Request, *, record: Path | None = None, envelope
         beside = path.with_name(name)
         if name not in files and beside.is_file():
             files[name] = _read(beside)
-    return verify_bytes(own, files, request)
+    try:
+        with _within(_SECONDS):
+            return verify_bytes(own, files, request)
+    except _TooLong:
+        why = f"It asks for more than {_SECONDS} seconds."
+        line = refused("file", _READABLE, why)
+        return Verification(file=own, kind=_kind(files[own]), lines=(line,), not_proven=_NOT_PROVEN)
+
+
+class _TooLong(BaseException):
+    """Time is up; no handler of ordinary errors may swallow it."""
+
+
+@contextmanager
+def _within(seconds: int) -> Iterator[None]:
+    """Stop what takes longer, where signals can do that: in the main thread of a POSIX system."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _read(path: Path) -> bytes:
@@ -114,7 +149,7 @@ def verify_bytes(name: str, files: dict[str, bytes], request: Request) -> Verifi
         "envelope": _envelope,
     }
     lines: list[CheckedLine] = []
-    question = "The file can be read within limits"
+    question = _READABLE
     if len(data) > _MOST_BYTES:
         lines.append(refused("file", question, f"It is larger than {_MOST_BYTES >> 20} MiB."))
     else:

@@ -6,15 +6,20 @@ import hashlib
 import io
 import json
 import random
+import time
 import zlib
 from collections.abc import Callable
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import pikepdf
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from semlens_audit import signing, verify_pdf
+from semlens_audit import signing, verify, verify_pdf
 from semlens_audit.attest import ENVELOPE, statement_bytes
 from semlens_audit.cms_form import read_signature
 from semlens_audit.digest import canonical_json, digest_bytes
@@ -242,6 +247,48 @@ class TestTouchedReport:
     @pytest.mark.parametrize("data", [b"", b"%PDF-1.7", b"%PDF-1.7\n" + b"[" * 100_000, b"{" * 100_000, b"<html>", b'{"payloadType": 1}'])
     def test_nonsense(self, data: bytes) -> None:
         assert look(data, "x", allow_unsigned=True).exit_code == ExitCode.INTEGRITY
+
+
+def _list(issuer: world.Holder, *revoked: world.Holder) -> bytes:
+    """A revocation list of `issuer`, as of a day before signing."""
+    when = world.NOW - timedelta(hours=2)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.certificate.subject)
+    builder = builder.last_update(when).next_update(when + timedelta(days=30))
+    for one in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(one.certificate.serial_number).revocation_date(when)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+class TestRevocation:
+    def test_lists_of_every_authority(self) -> None:
+        lists = (_list(world.holder("root")), _list(world.holder("inter"), world.holder(world.MAX)))
+        found = look(world.by_one(), revocation_lists=lists)
+        assert found.exit_code == ExitCode.SATISFIED, why(found)
+        assert states(found)["revocation"] == "proven"
+
+    def test_revoked(self) -> None:
+        lists = (_list(world.holder("root")), _list(world.holder("inter"), world.holder(world.ADA)))
+        assert refusals(look(world.by_one(), revocation_lists=lists)) == ["signature-1"]
+
+    def test_a_list_is_missing(self) -> None:
+        assert look(world.by_one(), revocation_lists=(_list(world.holder("root")),)).exit_code == ExitCode.INTEGRITY
+
+
+def test_a_file_that_keeps_its_reader_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forever(*_: object) -> bytes:
+        while True:
+            try:
+                time.sleep(0.01)
+            except Exception:  # noqa: BLE001 - a parser that swallows everything
+                continue
+
+    monkeypatch.setattr(verify, "_SECONDS", 1)
+    monkeypatch.setattr(verify, "open_pdf", forever)
+    (tmp_path / "x.pdf").write_bytes(b"%PDF-1.7")
+    found = verify.verify(tmp_path / "x.pdf", request())
+    assert found.exit_code == ExitCode.INTEGRITY
+    assert "1 seconds" in why(found)
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
