@@ -40,7 +40,7 @@ def pairs(scenario: str, count: int) -> list[dict[str, ChangeRecord]]:
 def rate(hits: int, n: int) -> str:
     """``4.5 % (2.1–8.4 %)``, exact interval."""
     low, high = clopper_pearson(hits, n)
-    return f"{hits / n:.1%} ({low:.1%}–{high:.1%})".replace("%", " %")
+    return f"{100 * hits / n:.1f} % ({100 * low:.1f}–{100 * high:.1f} %)"
 
 
 def families(found: dict[str, list[dict[str, ChangeRecord]]]) -> Iterable[str]:
