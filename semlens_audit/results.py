@@ -70,7 +70,8 @@ class Outcome:
     problems
         Why a PDF that was asked for is missing; empty where nothing is missing.
     notices
-        Waivers that break a rule, each with its place; what follows from it, the gate has decided.
+        Waivers that break a rule, each with its place; what follows from it, the gate has decided. And PDFs in the folder that are of
+        an earlier record.
     """
 
     record: AuditRecord
@@ -201,11 +202,21 @@ def leave(
         written()
     files = (results, *report.write(record, place, pdf=False), *exports.write_all(record, place))
     if not pdf:
-        return Outcome(record, files, notices=notices)
+        return Outcome(record, files, notices=(*notices, *_older(place)))
     try:
         return Outcome(record, (*files, report.write_pdf(record, place)), notices=notices)
     except AuditError as error:
         return Outcome(record, files, (*error.problems, *_without_pdf(record)), notices)
+
+
+def _older(place: Path) -> tuple[Problem, ...]:
+    """What is said of PDFs that lie in the folder and are not of this record."""
+    older = sorted(path.name for path in place.glob("report*.pdf"))
+    if not older:
+        return ()
+    are = "is of an earlier record" if len(older) == 1 else "are of an earlier record"
+    said = f"{' and '.join(older)} in {place} {are}; this run was not asked for a PDF."
+    return (Problem("older-pdf", said, "Run with --pdf to replace report.pdf, then sign it again; or move what is to be kept."),)
 
 
 def _without_pdf(record: AuditRecord) -> tuple[Problem, ...]:

@@ -35,11 +35,15 @@ _MOST_BYTES = PdfLimits().file_bytes
 _SECONDS = 300
 """Longest that a file may keep its verifier busy, its rendering included."""
 _READABLE = "The file can be read within limits"
-_NOT_PROVEN = (
-    "That the measurements were made as the record says: `reproduce` carries the audit out again.",
-    "That the model in use is the audited one: compare its weights with --model.",
-    "That the person named holds the certificate or key: that is what being in your trust list means.",
-)
+def _not_proven(lines: Sequence[CheckedLine] = ()) -> tuple[str, ...]:
+    """What no line can prove, or no line was asked to."""
+    weights = any(line.id == "model" and line.state == "proven" for line in lines)
+    return (
+        "That the measurements were made as the record says: `reproduce` carries the audit out again.",
+        "That the model in use is the audited one"
+        + (", but for the weights that were compared." if weights else ": compare its weights with --model."),
+        "That the person named holds the certificate or key: that is what being in your trust list means.",
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def verify(path: Path, request: Request, *, record: Path | None = None, envelope
     except _TooLong:
         why = f"It asks for more than {_SECONDS} seconds."
         line = refused("file", _READABLE, why)
-        return Verification(file=own, kind=_kind(files[own]), lines=(line,), not_proven=_NOT_PROVEN)
+        return Verification(file=own, kind=_kind(files[own]), lines=(line,), not_proven=_not_proven())
 
 
 class _TooLong(BaseException):
@@ -161,7 +165,7 @@ def verify_bytes(name: str, files: dict[str, bytes], request: Request) -> Verifi
             lines.append(refused("file", question, f"It cannot be read: {type(error).__name__}."))
     good = not any(line.state == "refused" for line in lines)
     follows = tuple(_follows(lines)) if good else ()
-    return Verification(file=name, kind=kind, lines=tuple(lines), proven=follows, not_proven=_NOT_PROVEN)
+    return Verification(file=name, kind=kind, lines=tuple(lines), proven=follows, not_proven=_not_proven(lines))
 
 
 def _kind(data: bytes) -> Kind:

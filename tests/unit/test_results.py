@@ -60,6 +60,16 @@ def test_a_missing_pdf_turns_a_pass_into_incomplete_and_says_so(
         assert outcome.exit_code is ExitCode.NOT_SATISFIED
 
 
+def test_pdfs_of_an_earlier_record_are_named(tmp_path: Path) -> None:
+    assert results.leave(sample("clean"), tmp_path, pdf=False).notices == ()
+    (tmp_path / "report.pdf").write_bytes(b"%PDF-")
+    (tmp_path / "report.signed.pdf").write_bytes(b"%PDF-")
+    (notice,) = results.leave(sample("clean"), tmp_path, pdf=False).notices
+    assert notice.slug == "older-pdf"
+    assert "report.pdf and report.signed.pdf" in notice.message
+    assert (tmp_path / "report.signed.pdf").read_bytes() == b"%PDF-"
+
+
 def test_a_complaint_about_the_model_stands_where_the_audit_says_it(plan_of: PlanFactory, tmp_path: Path) -> None:
     plan = plan_of(layers=("layer1", "layer44"))
     text = "audit: test\nlayers:\n  - layer1\n  - layer44\nsubject:\n  classes: [a, b]\n"
