@@ -16,11 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyhanko.pdf_utils import generic
-from pyhanko.pdf_utils.decode_limits import DecodeLimits, DocumentDecodeBudget, StreamDecodeLimits
+from pyhanko.pdf_utils.decode_limits import (
+    DEFAULT_PURPOSE_LIMITS,
+    DecodeLimits,
+    DecodePurpose,
+    DocumentDecodeBudget,
+    StreamDecodeLimits,
+)
 from pyhanko.pdf_utils.misc import PdfDecodeLimitError, PdfError
 from pyhanko.pdf_utils.reader import PdfFileReader
 
 from semlens_audit.errors import IntegrityError
+from semlens_audit.pdf_bounds import bounded_sections
 from semlens_audit.plain_text import file_name, one_line
 
 __all__ = ["AttachedFile", "PdfLimits", "attached_files", "open_pdf", "read_attachments", "read_metadata", "reading"]
@@ -46,6 +53,10 @@ class PdfLimits:
         Most bytes that all its streams together may decode to.
     stream_bytes
         Most bytes that one stream may decode to.
+    object_bytes
+        Most bytes that one stream of objects may decode to; that of a report of 80 pages has 1.2 MB.
+    sections
+        Most sections of cross-references: one for the file as it was made, and about two for each signature.
     attachments
         Most attached files.
     depth
@@ -54,9 +65,11 @@ class PdfLimits:
         Longest name of an attached file, characters.
     """
 
-    file_bytes: int = 64 * _MIB
+    file_bytes: int = 32 * _MIB
     decoded_bytes: int = 256 * _MIB
     stream_bytes: int = 128 * _MIB
+    object_bytes: int = 8 * _MIB
+    sections: int = 64
     attachments: int = 32
     depth: int = 8
     name_length: int = 120
@@ -125,9 +138,10 @@ def open_pdf(data: bytes, limits: PdfLimits = PdfLimits()) -> PdfFileReader:
         raise _error("pdf-damaged", "The file does not begin as a PDF of version 1.x does.")
     bounds = DecodeLimits(
         per_stream=StreamDecodeLimits(max_output_size=limits.stream_bytes),
+        per_purpose={**DEFAULT_PURPOSE_LIMITS, DecodePurpose.OBJECT_STREAM: StreamDecodeLimits(max_output_size=limits.object_bytes)},
         document_budget=DocumentDecodeBudget(base_allowance=limits.decoded_bytes, max_ratio=0),
     )
-    with reading():
+    with reading(), bounded_sections(limits.sections):
         reader = PdfFileReader(io.BytesIO(data), strict=True, decode_limits=bounds)
         encrypted = reader.encrypted
         if not isinstance(reader.root, generic.DictionaryObject):

@@ -227,6 +227,37 @@ class TestRefusing:
         with pytest.raises(IntegrityError):
             read_attachments(data)
 
+    @pytest.mark.parametrize("widths", [b"[0 0 0]", b"[-1 -1 -1]", b"[1 2]", b"7", b"[/a 1 1]"])
+    def test_three_hundred_million_entries_of_no_width(self, widths: bytes) -> None:
+        head = b"%PDF-1.7\n"
+        stream = b"1 0 obj\n<</Type/XRef/Size 10/Root 2 0 R/Index [0 300000000]/W " + widths + b"/Length 0>>\nstream\n\nendstream\n"
+        with pytest.raises(IntegrityError, match="width") as caught:
+            open_pdf(head + stream + b"endobj\nstartxref\n" + str(len(head)).encode() + b"\n%%EOF\n")
+        assert caught.value.slug == "pdf-damaged"
+
+    def test_a_chain_of_cross_references_without_end(self) -> None:
+        data, before = b"%PDF-1.7\n", b""
+        for _ in range(30_000):
+            at = str(len(data)).encode()
+            data += b"xref\n0 1\n0000000000 65535 f \ntrailer\n<</Size 2/Root 1 0 R" + before + b">>\n"
+            before = b"/Prev " + at
+        with pytest.raises(IntegrityError, match="more sections") as caught:
+            open_pdf(data + b"startxref\n" + at + b"\n%%EOF\n")
+        assert caught.value.slug == "pdf-too-large"
+
+    def test_a_number_without_end(self) -> None:
+        whole = b"%PDF-1.7\n1 0 obj\n" + b"1" * 8_000_000 + b"\nendobj\n"
+        table = b"xref\n0 2\n0000000000 65535 f \n0000000009 00000 n \ntrailer\n<</Size 2/Root 1 0 R>>\n"
+        data = whole + table + b"startxref\n" + str(len(whole)).encode() + b"\n%%EOF\n"
+        with pytest.raises(IntegrityError, match="digits"):
+            read_attachments(data)
+
+    def test_what_is_wrong_is_raised_and_not_printed(self, capfd: pytest.CaptureFixture[str]) -> None:
+        data = carrying(object_stream_mode=pikepdf.ObjectStreamMode.generate, compress_streams=False)
+        with pytest.raises(IntegrityError):
+            read_attachments(data.replace(b"/Desc", b"(Des", 1))
+        assert capfd.readouterr() == ("", "")
+
     def test_cut_anywhere(self) -> None:
         data = carrying()
         for length in range(0, len(data) - 6, 37):
