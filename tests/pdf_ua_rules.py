@@ -11,7 +11,8 @@ from typing import Any
 import pikepdf
 from pikepdf import Name
 
-from tests.pdf_rules import Document, Rule, rule
+from tests.pdf_document import Document, Rule
+from tests.pdf_rules import ARCHIVE, rule
 
 ACCESS: dict[str, Rule] = {}
 HEADINGS = {f"H{level}" for level in range(1, 7)}
@@ -105,10 +106,11 @@ def reachable(page: pikepdf.Page) -> list[Any]:
     return found
 
 
-def access_complaints(data: bytes) -> list[str]:
-    """What is wrong with a PDF by the rules of this module."""
+def complaints(data: bytes, rules: dict[str, Rule] | None = None) -> list[str]:
+    """What is wrong with a PDF by some rules, or by those of both standards, each with its clause."""
     document = Tagged(data)
-    return [f"{clause} ({name}): {said}" for name, (clause, check) in ACCESS.items() for said in check(document)]
+    chosen = ARCHIVE | ACCESS if rules is None else rules
+    return [f"{clause} ({name}): {said}" for name, (clause, check) in chosen.items() for said in check(document)]
 
 
 def language_tag(text: str) -> bool:

@@ -22,17 +22,12 @@ from semlens_audit.figures import PAPER
 from semlens_audit.records import AuditRecord
 from tests.golden.released_record import released
 from tests.golden.sample_record import sample, small
-from tests.pdf_rules import ARCHIVE, Rule, complaints
-from tests.pdf_ua_rules import ACCESS, Tagged
+from tests.pdf_rules import ARCHIVE
+from tests.pdf_ua_rules import ACCESS, Tagged, complaints
 from tests.unit.signing_world import by_both
 
 pytest.importorskip("weasyprint", reason="Pango is not installed", exc_type=OSError)
 RULES = ARCHIVE | ACCESS
-
-
-def wrong(data: bytes, rules: dict[str, Rule] = RULES) -> list[str]:
-    document = Tagged(data)
-    return [f"{clause} ({name}): {said}" for name, (clause, check) in rules.items() for said in check(document)]
 
 
 @pytest.fixture(scope="session")
@@ -49,17 +44,17 @@ def little() -> bytes:
 
 class TestRules:
     def test_a_report_with_every_section_breaks_none(self, everything: tuple[AuditRecord, bytes]) -> None:
-        assert wrong(everything[1]) == []
+        assert complaints(everything[1]) == []
 
     def test_a_small_one_neither(self, little: bytes) -> None:
-        assert wrong(little) == []
+        assert complaints(little) == []
 
     def test_nor_a_signed_one(self) -> None:
-        assert wrong(by_both()) == []
+        assert complaints(by_both()) == []
 
     @pytest.mark.slow
     def test_nor_one_whose_measurements_fell_through(self) -> None:
-        assert wrong(report.render_pdf(sample("not_measured"))) == []
+        assert complaints(report.render_pdf(sample("not_measured"))) == []
 
     @pytest.mark.skipif(shutil.which("verapdf") is None, reason="verapdf is not on the PATH")
     @pytest.mark.parametrize("flavour", ["3a", "ua1"])
@@ -388,7 +383,7 @@ class TestRulesComplain:
 
     def test_a_pdf_that_was_only_saved_again_breaks_none(self, little: bytes) -> None:
         with pikepdf.open(io.BytesIO(little)) as pdf:
-            assert wrong(saved(pdf)) == []
+            assert complaints(saved(pdf)) == []
 
     @pytest.mark.parametrize(("name", "number"), CASES)
     def test_a_pdf_that_breaks_it_is_complained_of(self, little: bytes, name: str, number: int) -> None:
@@ -401,7 +396,7 @@ class TestRulesComplain:
                 data = saved(pdf)
         if name == "trailer" and number == 1:
             data = re.sub(rb"/ID ?\[.*?\]", b"", data)
-        assert wrong(data, {name: RULES[name]})
+        assert complaints(data, {name: RULES[name]})
 
     def test_complaints_name_clause_and_rule(self, little: bytes) -> None:
         with pikepdf.open(io.BytesIO(little)) as pdf:
