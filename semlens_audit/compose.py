@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semlens_audit.attachment_pages import attachments_page
-from semlens_audit.chapters import glossary, identities, method, reproduction, system, test_data
 from semlens_audit.change_pages import change
+from semlens_audit.chapters import glossary, identities, method, reproduction, system, test_data
 from semlens_audit.check_pages import Check, Checks, badge
 from semlens_audit.crosswalk_pages import crosswalk
 from semlens_audit.data_pages import data_show
