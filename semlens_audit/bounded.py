@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from math import isfinite
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,10 +29,12 @@ class JsonLimits:
         Values, keys not counted, as far as that can be told from brackets and commas.
     depth
         Nested arrays and objects.
+    largest
+        Absolute value of a number that is no integer.
     """
 
-    def __init__(self, size: int, values: int, depth: int = 50) -> None:
-        self.size, self.values, self.depth = size, values, depth
+    def __init__(self, size: int, values: int, depth: int = 50, largest: float = sys.float_info.max) -> None:
+        self.size, self.values, self.depth, self.largest = size, values, depth, largest
 
 
 class TooLargeError(LimitError):
@@ -84,12 +86,19 @@ def read_json(data: bytes, limits: JsonLimits) -> Any:
     """
     if len(data) > limits.size:
         raise TooLargeError(f"it is larger than {limits.size:,} bytes")
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not abs(value) <= limits.largest:
+            raise LimitError(f"it holds a number larger than {limits.largest:g}")
+        return value
+
     # counted before anything is built; signs within texts count too, which real documents have room for
     if data.count(b",") + data.count(b"[") + data.count(b"{") > limits.values:
         raise LimitError(f"it holds more than {limits.values:,} values")
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float
+            data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=number
         )
     except UnicodeDecodeError as error:
         raise LimitError("it is not UTF-8") from error
@@ -120,13 +129,6 @@ def _integer(text: str) -> int:
     if len(text) > 20 or not -_LARGEST <= int(text) < _LARGEST:
         raise LimitError(f"it holds an integer of {len(text.lstrip('-'))} digits")
     return int(text)
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if not isfinite(value):
-        raise LimitError("it holds a number that is too large")
-    return value
 
 
 def _check_depth(value: Any, most: int) -> None:

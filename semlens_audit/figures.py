@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+_STEPS = (0.5, 1, 2, 5, 10, 20, 50, 100, 1e3, 1e6, 1e12)
+
+
 def escape(text: str, quote: bool = True) -> str:
     """Text within SVG: hidden characters written out, since XML forbids some of them."""
     return _escape(visible(text), quote)
@@ -144,7 +147,7 @@ class Domain:
             return cls(-1.0 if low < 0 else 0.0, 1.0, unit)
         if unit == "difference":
             return cls(-1.0 if low < 0 else 0.0, 1.0, unit)
-        step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100, 1e3, 1e6, 1e12) if (high - low) / step <= 8)
+        step = next((step for step in _STEPS if (high - low) / step <= 8), (high - low) / 8)
         return cls(-step * -(low // step) if low < 0 else 0.0, step * -(-high // step) or step, unit)
 
     def ticks(self) -> tuple[float, ...]:
@@ -156,7 +159,7 @@ class Domain:
         if self.unit == "difference":
             return (0.0, 0.25, 0.5, 0.75, 1.0) if self.low == 0 else (-1.0, -0.5, 0.0, 0.5, 1.0)
         span = self.high - self.low
-        step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 100, 1e3, 1e6, 1e12) if span / step <= 5)
+        step = next((step for step in _STEPS if span / step <= 5), span / 5)
         first = -(-self.low // step) * step
         return tuple(first + step * i for i in range(int((self.high - first) / step + 1e-9) + 1))
 

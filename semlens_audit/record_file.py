@@ -12,6 +12,7 @@ from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError, UsageError
 from semlens_audit.plain_text import one_line
 from semlens_audit.record_images import wrong_image
+from semlens_audit.record_references import dangling
 from semlens_audit.records import SCHEMA_VERSION, AuditRecord
 
 __all__ = ["LIMITS", "RESULTS", "parse_record", "read_record", "record_bytes", "record_digest", "write_record"]
@@ -19,7 +20,7 @@ __all__ = ["LIMITS", "RESULTS", "parse_record", "read_record", "record_bytes", "
 RESULTS = "results.json"
 """Name of the record's file, in a run's folder and as attachment of its PDF."""
 
-LIMITS = JsonLimits(size=64_000_000, values=1_000_000)
+LIMITS = JsonLimits(size=64_000_000, values=1_000_000, largest=1e12)
 """What a record may have at most; that of two thousand images and 1280 components has 4 MB and 71,000 values."""
 
 
@@ -109,7 +110,7 @@ def parse_record(data: bytes, file: str) -> AuditRecord:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise _damaged(": ".join(part for part in (place, first["msg"]) if part), file) from error
-    wrong = wrong_image(record.images)
+    wrong = wrong_image(record.images) or dangling(record)
     if wrong is not None:
         raise _damaged(wrong, file)
     return record

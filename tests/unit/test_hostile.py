@@ -578,7 +578,7 @@ def test_images_of_records_are_the_jpegs_that_their_keys_name(content: bytes) ->
         (b'{"a": 1, "a": 1}', "twice"),
         (b'{"a": [1, {"b": 2, "b": 3}]}', "twice"),
         (b"[NaN]", "NaN"),
-        (b"[1e400]", "too large"),
+        (b"[1e400]", "larger than 1.79"),
         (b"[9223372036854775808]", "digits"),
         (b"[" * 12 + b"]" * 12, "deeper"),
         (b"[" * 900_000, "values"),
