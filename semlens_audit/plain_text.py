@@ -14,7 +14,7 @@ import re
 import unicodedata
 from typing import Any, NamedTuple
 
-__all__ = ["Hidden", "file_name", "find_hidden", "json_text", "one_line", "visible"]
+__all__ = ["Hidden", "escape_json", "file_name", "find_hidden", "json_text", "one_line", "visible"]
 
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 _BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
@@ -87,7 +87,12 @@ def visible(text: str) -> str:
 
 def json_text(value: Any) -> str:
     """JSON of `value`, indented, with hidden characters as escapes of JSON: safe on a terminal, and the same value for a program."""
-    return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], json.dumps(value, indent=2, ensure_ascii=False))
+    return escape_json(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def escape_json(text: str) -> str:
+    """A JSON document with hidden characters as escapes of JSON: the same value for every program that reads it."""
+    return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def one_line(text: str, length: int | None = None) -> str:

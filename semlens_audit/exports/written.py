@@ -1,9 +1,11 @@
-"""JSON as exports are written: readable, key order fixed, NaN refused."""
+"""JSON as exports are written: readable, key order fixed, hidden characters as escapes, NaN refused."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+from semlens_audit.plain_text import escape_json
 
 __all__ = ["write"]
 
@@ -16,4 +18,4 @@ def write(document: dict[str, Any]) -> str:
     ValueError
         If it holds NaN or an infinity.
     """
-    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return escape_json(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)) + "\n"
