@@ -7,16 +7,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 # one thread a process: two test workers then share two cores without thrashing
 WORKERS ?= 2
+SECONDS_EACH ?= 150
 export OMP_WAIT_POLICY ?= PASSIVE
 APT := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz0b libharfbuzz-subset0 fonts-dejavu-core
 
-.PHONY: help install system pango demo test unit lint bench wheel clean
+.PHONY: help install system pango demo test unit lint fuzz bench wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     audit the two phantom models and write their reports to reports/"
 	@echo "make test     lint and test, with coverage"
 	@echo "make lint     ruff, mypy, import contracts"
+	@echo "make fuzz     coverage-guided fuzzing of what reads specs and of verify, $(SECONDS_EACH) seconds each"
 	@echo "make bench    what each stage costs, as a table"
 	@echo "make wheel    build the wheel into dist/"
 	@echo "make system   install the system libraries of the PDF report (Debian, as root)"
@@ -53,6 +55,10 @@ unit: $(VENV)/installed
 
 test: $(VENV)/installed pango lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --cov --cov-report=term
+
+fuzz: $(VENV)/installed pango
+	$(BIN)/python -m tests.fuzz.fuzz_spec -max_total_time=$(SECONDS_EACH)
+	$(BIN)/python -m tests.fuzz.fuzz_verify -max_total_time=$(SECONDS_EACH)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks.bench

@@ -10,7 +10,7 @@ from typing import Any
 
 from semlens_audit.confinement import confined, kind_of, roots, survey
 from semlens_audit.errors import SpecError
-from semlens_audit.model_rules import check_arguments, check_model_directory, check_model_name
+from semlens_audit.model_rules import check_arguments, check_model_directory, check_model_name, swells
 from semlens_audit.name_pattern import pattern_complaint
 from semlens_audit.paths import PHANTOM, resolve
 from semlens_audit.plan import Audit, MeasurementSettings, Preprocessing
@@ -23,6 +23,7 @@ __all__ = ["AuditSource", "check_audit", "look"]
 
 _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 _MOST_PIXELS = 2**28
+_MOST_TABLE_BYTES = 500_000_000
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<function>[A-Za-z_]\w*)")
 
 
@@ -207,6 +208,13 @@ def _weights(audit: AuditSource, source: str | None, *at: str) -> None:
             f"`{path.name}` is no weights file.",
             "Give a state dict as .safetensors (or .pt / .pth).",
         )
+    if path is not None and audit.check_files and path.suffix != ".safetensors" and swells(path):
+        audit.add(
+            "bad-weights",
+            at,
+            f"`{path.name}` is an archive that is larger inside than outside; torch writes none.",
+            "Save it again with torch.save, better as .safetensors.",
+        )
 
 
 def _preprocessing(audit: AuditSource, *at: str) -> None:
@@ -269,9 +277,8 @@ def _data(audit: AuditSource) -> None:
         )
     images = audit.existing("the folder of the images", "data", "path", folder=True)
     names: frozenset[str] = _image_names(audit, images) if images is not None and audit.check_files else frozenset()
-    audit.existing("the CSV of the labels", "data", "labels", folder=False)
-    audit.existing("the CSV of the attributes", "data", "attributes", folder=False)
-    audit.existing("the CSV of the pairs", "data", "pairs", folder=False)
+    for key in ("labels", "attributes", "pairs"):
+        _table(audit, key)
     if audit.get("data", "rendered_pairs") is not None:
         audit.add(
             "unused-key",
@@ -284,6 +291,13 @@ def _data(audit: AuditSource) -> None:
     complaint = pattern_complaint(pattern, names) if pattern is not None else None
     if complaint is not None:
         audit.add(complaint[0], ("data", "pattern"), *complaint[1:])
+
+
+def _table(audit: AuditSource, key: str) -> None:
+    table = audit.existing(f"the CSV of the {key}", "data", key, folder=False)
+    if table is not None and audit.check_files and table.stat().st_size > _MOST_TABLE_BYTES:
+        said = f"the CSV of the {key} is larger than {_MOST_TABLE_BYTES // 1_000_000} MB."
+        audit.add("file-too-large", ("data", key), said, "It is read whole: keep one row per image, and few columns.")
 
 
 def _image_names(audit: AuditSource, folder: Path) -> frozenset[str]:

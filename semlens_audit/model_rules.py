@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
@@ -14,7 +15,7 @@ from semlens_audit.bounded import read_bytes
 from semlens_audit.confinement import inside
 from semlens_audit.yaml_source import KeyPath, Source
 
-__all__ = ["check_arguments", "check_model_directory", "check_model_name"]
+__all__ = ["check_arguments", "check_model_directory", "check_model_name", "swells"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,119}(/[A-Za-z0-9_.+-]{1,40})?")
 _ELSEWHERE = re.compile(
@@ -95,6 +96,18 @@ def check_model_directory(source: Source, at: KeyPath, folder: Path, allowed: Se
     why = _leads_elsewhere(config) or next((why for _, why in _complaints(config)), None)
     if why is not None:
         source.complain("bad-model-directory", at, f"{folder / _CONFIG}: {why}", "Nothing is downloaded and no code is run.")
+
+
+def swells(path: Path) -> bool:
+    """Whether a file is a ZIP archive whose members together are larger than it, so that reading them could fill the memory.
+
+    ``torch.save`` stores members as they are; what is no archive is for torch to refuse.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist()) > path.stat().st_size
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def _leads_elsewhere(config: dict[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
@@ -231,7 +231,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 def _inside(name: str, table: Path, line: int) -> str:
     """The path in posix form; absolute paths and such as climb out of the folder are refused."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if not name or path.is_absolute() or ".." in path.parts:
+    if not name or path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive:
         raise DataError(
             "bad-path",
             f"The image path {name!r} is not relative to the data folder.",

@@ -15,6 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from semlens_audit import spec
+from semlens_audit.errors import SpecError
+
 SPEC: dict[str, Any] = {
     "spec": "leaves",
     "version": "1",
@@ -155,6 +158,24 @@ def lay(folder: Path) -> Path:
     for name, target in (("link-to-etc", "/etc"), ("link-to-passwd", "/etc/passwd"), ("loop", "loop"), ("zero", "/dev/zero")):
         (folder / name).symlink_to(target)
     return folder
+
+
+def read(folder: Path, **changes: object) -> list[str]:
+    """Slugs of what is said of the audit in `folder` with parts replaced: ``data__path="x"``."""
+    audit = json.loads(json.dumps(AUDIT))
+    for name, value in changes.items():
+        *outer, last = name.split("__")
+        holder = audit
+        for key in outer:
+            holder = holder[key]
+        holder[last] = value
+    (folder / "spec.yaml").write_text(json.dumps(SPEC), encoding="utf-8")
+    (folder / "audit.yaml").write_text(json.dumps(audit), encoding="utf-8")
+    try:
+        spec.read_plan(folder / "audit.yaml")
+    except SpecError as error:
+        return [problem.slug for problem in error.problems]
+    return []
 
 
 def mutate(value: Any, rng: random.Random) -> Any:

@@ -110,5 +110,7 @@ def test_spoilt_pairs(folder: Path) -> None:
 @pytest.mark.slow
 def test_bytes_and_text_of_any_kind(folder: Path) -> None:
     signs = st.text(st.sampled_from("ab:-?{}[],&*#|>'\"%@!~ \n\t0.\\\u202e"), max_size=80)
-    anything = st.binary(max_size=80) | signs.map(str.encode) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace"))
+    anything = (
+        st.binary(max_size=80) | signs.map(str.encode) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "replace"))
+    )
     sweep(st.tuples(anything, anything), folder)
