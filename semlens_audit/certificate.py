@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from semlens_audit.bounded import JsonLimits, LimitError, read_bytes, read_json
 from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError, UsageError
 from semlens_audit.records import FoundationRecord, RateRecord, State, ToolRecord
@@ -202,6 +203,9 @@ class Qualification(_Value):
         return digest(self.model_dump(mode="json"))
 
 
+_LIMITS = JsonLimits(size=32_000_000, values=1_000_000)
+
+
 class _Version(BaseModel):
     schema_version: str
 
@@ -218,10 +222,15 @@ def read_qualification(path: Path) -> Qualification:
     """
     hint = "Give the qualification.json that `semlens-audit qualify` wrote."
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        data = read_bytes(path, _LIMITS.size)
+        text = data.decode("utf-8")
+    except (OSError, LimitError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error if isinstance(error, LimitError) else "it is not UTF-8"
         raise UsageError("no-qualification", f"The qualification cannot be read: {why}.", hint, file=str(path)) from error
+    try:
+        read_json(data, _LIMITS)
+    except LimitError as error:
+        raise IntegrityError("invalid-qualification", f"No valid qualification: {error}.", hint, file=str(path)) from error
     try:
         version = _Version.model_validate_json(text).schema_version
         if version != SCHEMA_VERSION:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from semlens_audit.attest import ENVELOPE, SUBJECTS
+from semlens_audit.bounded import LimitError, read_bytes
 from semlens_audit.errors import AuditError, UsageError
 from semlens_audit.pdf_parts import PdfLimits, attached_files, open_pdf
 from semlens_audit.pdf_signed import find_signatures
@@ -135,11 +136,10 @@ def _within(seconds: int) -> Iterator[None]:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise UsageError("no-file", f"The file cannot be read: {error.strerror}.", "Check the path.", file=str(path)) from error
-    return data
+        return read_bytes(path, _MOST_BYTES)
+    except (OSError, LimitError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError("no-file", f"The file cannot be read: {why}.", "Check the path.", file=str(path)) from error
 
 
 def verify_bytes(name: str, files: dict[str, bytes], request: Request) -> Verification:
