@@ -122,12 +122,13 @@ def _leads_elsewhere(config: dict[str, Any]) -> str | None:
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """``model_cfg`` of an open_clip configuration."""
+    """``model_cfg`` of an open_clip configuration, empty where it has none; ``None`` where it is not to be read."""
     try:
-        value = json.loads(read_bytes(path, _CONFIG_BYTES).decode("utf-8"))
+        content = read_bytes(path, _CONFIG_BYTES)
+        value = json.loads(content.decode("utf-8")) if content.strip() else {}
     except (OSError, ValueError, RecursionError):
         return None
-    found = value.get("model_cfg") if isinstance(value, dict) else None
+    found = value.get("model_cfg", {}) if isinstance(value, dict) else None
     return found if isinstance(found, dict) else None
 
 
