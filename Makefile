@@ -1,5 +1,5 @@
 # make demo   audit the two phantom models: one decides by a ruler, its twin does not
-# make test   lint, unit tests, end-to-end tests, coverage
+# make test   lint, unit tests, end-to-end tests
 # Both create .venv and install into it what constraints.txt names.
 
 PYTHON ?= python3
@@ -11,12 +11,13 @@ SECONDS_EACH ?= 150
 export OMP_WAIT_POLICY ?= PASSIVE
 APT := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz0b libharfbuzz-subset0 fonts-dejavu-core
 
-.PHONY: help install system pango demo test unit lint fuzz bench wheel clean
+.PHONY: help install system pango demo test coverage unit lint fuzz bench wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     audit the two phantom models and write their reports to reports/"
-	@echo "make test     lint and test, with coverage"
+	@echo "make test     lint and test"
+	@echo "make coverage test, and say which lines no test reaches"
 	@echo "make lint     ruff, mypy, import contracts"
 	@echo "make fuzz     coverage-guided fuzzing of what reads specs and of verify, $(SECONDS_EACH) seconds each"
 	@echo "make bench    what each stage costs, as a table"
@@ -54,6 +55,9 @@ unit: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q
 
 test: $(VENV)/installed pango lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+coverage: $(VENV)/installed pango
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --cov --cov-report=term
 
 fuzz: $(VENV)/installed pango
