@@ -5,19 +5,14 @@ Torch is imported only if the store lacks something, so that a changed criterion
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from semlens_audit import __version__, checks, influence, lock, run_log, verdict
+from semlens_audit import checks, influence, lock, provenance, run_log, verdict
 from semlens_audit.catalogues import catalogues_of
 from semlens_audit.certificate import read_qualification
 from semlens_audit.confirmation import conclude, confirm
@@ -26,7 +21,6 @@ from semlens_audit.data_gallery import picture
 from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError
 from semlens_audit.evidence import Evidence
-from semlens_audit.foundation_statement import statement
 from semlens_audit.gallery import illustrate, prune
 from semlens_audit.index import evidence_stages, load_evidence
 from semlens_audit.interventions import intervene
@@ -39,18 +33,10 @@ from semlens_audit.progress import Progress, SilentProgress
 from semlens_audit.record_file import read_record, record_digest, write_record
 from semlens_audit.records import (
     AuditRecord,
-    ConceptRecord,
-    DataRecord,
-    DocumentRecord,
-    Environment,
     Finding,
-    FoundationRecord,
-    Identity,
     InterventionRecord,
     Measurement,
     State,
-    SubjectRecord,
-    ToolRecord,
 )
 from semlens_audit.scenarios import Scenario, measure_scenarios, planned
 from semlens_audit.sensitivity import compare
@@ -58,12 +44,7 @@ from semlens_audit.stages import stage_inputs
 from semlens_audit.standing import qualification_file, standing
 from semlens_audit.store import Store
 
-__all__ = ["environment", "read_record", "record_digest", "revision", "run", "write_record"]
-
-_PACKAGES = (
-    "torch", "torchvision", "open_clip_torch", "timm", "zennit", "zennit-crp", "numpy", "pandas", "duckdb", "pydantic",
-    "pillow", "safetensors", "scipy", "jinja2", "weasyprint",
-)  # fmt: skip
+__all__ = ["read_record", "record_digest", "run", "write_record"]
 
 
 class _Cached(BaseModel):
@@ -141,16 +122,7 @@ def run(
         payload = None if anew else store.get_measurement(key)
         cached = None if payload is None else _Cached.model_validate_json(payload)
         if cached is None or cached.influences is None or cached.influences.version != influence.VERSION:
-            evidence = load_evidence(plan, data, store)
-            if evidence is None:
-                from semlens_audit.index import build  # brings torch in
-
-                build(plan, data, store, allow_code=allow_code, progress=progress)
-                evidence = load_evidence(plan, data, store)
-            if evidence is None:
-                raise IntegrityError(
-                    "index-incomplete", "The store lacks evidence that was just written.", "Run the same command again."
-                )
+            evidence = _evidence(plan, data, store, allow_code=allow_code, progress=progress)
             cached = cached or _measure(plan, data, evidence, quantities, progress, comparisons=comparisons)
             moved = influence.influences(plan, data, evidence, cached.measurements, quantities)
             payload = cached.model_copy(update={"influences": moved}).model_dump_json()
@@ -163,6 +135,19 @@ def run(
         record = _record(plan, data, cached, interventions, stages, definitions, command, now or datetime.now(UTC), held)
         run_log.append(store, "audit" if counted else "repeat", _entry(plan, record, key))
     return record
+
+
+def _evidence(plan: AuditPlan, data: DataSet, store: Store, *, allow_code: bool, progress: Progress) -> Evidence:
+    """What the store holds, built first where it is not there."""
+    evidence = load_evidence(plan, data, store)
+    if evidence is None:
+        from semlens_audit.index import build  # brings torch in
+
+        build(plan, data, store, allow_code=allow_code, progress=progress)
+        evidence = load_evidence(plan, data, store)
+    if evidence is None:
+        raise IntegrityError("index-incomplete", "The store lacks evidence that was just written.", "Run the same command again.")
+    return evidence
 
 
 def _entry(plan: AuditPlan, record: AuditRecord, key: str) -> dict[str, Any]:
@@ -226,22 +211,7 @@ def _record(
     interventions = tuple(conclude(one, measured.effects, labels, audit.measurement.smallest_effect) for one in ablated)
     found = checks.findings(plan, measured.quantities, measured.class_layers, measured.unrecognised, remarks=measured.remarks)
     found = confirm(found, interventions, labels)
-    concepts = tuple(
-        ConceptRecord(
-            id=concept.id,
-            label=concept.label,
-            role=concept.role,
-            roles=concept.roles,
-            descriptions=concept.descriptions,
-            examples=len(concept.examples),
-            source=concept.source,
-            hazard=concept.hazard,
-            probe_auroc=measured.probe_auroc.get(concept.id),
-            presence_auroc=measured.presence_auroc.get(concept.id),
-            definition_sha256=definitions[concept.id],
-        )
-        for concept in plan.spec.concepts
-    )
+    concepts = provenance.concepts(plan, measured, definitions)
 
     def decide(
         asked: AuditPlan, values: Mapping[str, Measurement], missed: Mapping[str, str]
@@ -253,26 +223,8 @@ def _record(
     pictures = {shown.image for entry in measured.presence_in_data for shown in entry.pictures}
     images |= {key: cached.images[key] for key in pictures if key is not None}
     places, presence, images = within_budget(places, measured.presence_in_data, images)
-    subject = SubjectRecord(
-        name=audit.subject.name,
-        version=audit.subject.version,
-        intended_purpose=audit.subject.intended_purpose,
-        architecture=str(cached.subject["architecture"]),
-        source=audit.subject.model.source,
-        weights_sha256=str(cached.subject["weights_sha256"]),
-        parameters=int(cached.subject["parameters"]),
-        preprocessing=audit.subject.preprocessing.model_dump(mode="json"),
-        classes=tuple(measured.per_class),
-        accuracy=measured.accuracy,
-    )
-    foundation = FoundationRecord(
-        name=_named(audit.foundation_model.name),
-        source=audit.foundation_model.source,
-        sha256=str(cached.foundation["sha256"]),
-        dimension=int(cached.foundation["dimension"]),
-        text=bool(cached.foundation["text"]),
-        statement=audit.foundation_model.statement or statement(bool(cached.foundation["text"])),
-    )
+    subject = provenance.subject(plan, measured, cached.subject)
+    foundation = provenance.foundation(plan, cached.foundation)
     stands = standing(
         plan,
         foundation=foundation,
@@ -282,29 +234,15 @@ def _record(
         findings=found,
     )
     return AuditRecord(
-        tool=ToolRecord(version=__version__, revision=revision()),
+        tool=provenance.tool(),
         created=now.astimezone(UTC).isoformat(timespec="seconds"),
         title=audit.title,
-        audit=Identity(name=audit.audit, sha256=plan.audit_digest, detail={"file": _shown(plan.audit_file)}),
-        spec=Identity(
-            name=plan.spec.spec,
-            sha256=plan.spec_digest,
-            detail={"file": _shown(plan.spec_file), "title": plan.spec.title, "version": plan.spec.version},
-        ),
+        audit=provenance.audit_identity(plan),
+        spec=provenance.spec_identity(plan),
         purpose=plan.spec.purpose,
         responsible=audit.responsible,
         subject=subject,
-        data=DataRecord(
-            source=audit.data.source,
-            description=audit.data.description,
-            sha256=data.sha256,
-            samples=len(data.samples),
-            per_class=measured.per_class,
-            skipped=tuple(data.skipped),
-            attributes=tuple(sorted(data.attributes or {})),
-            pairs=len(data.pairs.pairs) if data.pairs else 0,
-            pairs_sha256=data.pairs.sha256 if data.pairs else None,
-        ),
+        data=provenance.test_data(plan, data, measured),
         foundation_model=foundation,
         settings=audit.measurement,
         seed=audit.seed,
@@ -327,73 +265,14 @@ def _record(
                 lock=held.record if held else None,
             )
         ),
-        environment=environment(),
+        environment=provenance.environment(),
         command=command,
         sensitivity=compare(plan, measured, cached.scenarios, decide),
         qualification=stands,
         stages=stages,
         images=images,
-        documents=(*_documents(plan), *((held.document,) if held else ())),
+        documents=(*provenance.documents(plan), *((held.document,) if held else ())),
         lock=held.record if held else None,
         influences=cached.influences.records if cached.influences else (),
         catalogues=catalogues_of((name for check in plan.spec.checks for name in check.supports), Path(plan.spec_file)),
     )
-
-
-def _documents(plan: AuditPlan) -> tuple[DocumentRecord, ...]:
-    """Spec and audit file as they were read; none for a plan that was made otherwise."""
-    files: tuple[tuple[Literal["spec", "audit"], str, str, str], ...] = (
-        ("spec", plan.spec_file, plan.spec_digest, plan.spec_text),
-        ("audit", plan.audit_file, plan.audit_digest, plan.audit_text),
-    )
-    return tuple(
-        DocumentRecord(kind=kind, name=Path(file).name, media_type="application/yaml", sha256=sha256, text=text)
-        for kind, file, sha256, text in files
-        if text
-    )
-
-
-def _shown(path: str) -> str:
-    """Path relative to the working directory where it lies below, else the file's name: a record names no one's folders."""
-    absolute = Path(path).resolve()
-    try:
-        return absolute.relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return absolute.name
-
-
-def _named(name: str) -> str:
-    """Name of a foundation model; of a folder given by its whole path, the last part only."""
-    return Path(name).name if Path(name).is_absolute() else name
-
-
-def environment() -> Environment:
-    """Versions, platform and processors of this run."""
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            packages[name] = "not installed"
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Environment(
-        python=sys.version.split()[0], platform=f"{platform.system()} {platform.machine()}", packages=packages, threads=threads
-    )
-
-
-def revision() -> str | None:
-    """Commit of the source checkout the package runs from, or None for an installed package."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "--short=12", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+dirty" if changed else "")
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -30,13 +30,13 @@ def lock(
     store has seen already. A later [cyan]run[/] says whether it kept to the lock and which run under it it is; with
     [bold]--locked[/] it refuses to run otherwise. Titles, persons, citations and places of files may change under a lock.
     """
-    from semlens_audit import engine
     from semlens_audit import lock as locks
+    from semlens_audit import provenance
 
     plan = read_plan(audit)
     if check:
         return _check(audit, as_json)
-    path, made = locks.make(plan, note=note, force=force, revision=engine.revision())
+    path, made = locks.make(plan, note=note, force=force, revision=provenance.revision())
     if as_json:
         value = {"file": str(path), "sha256": made.sha256} | made.model_dump(mode="json", exclude={"asked", "code"})
         print_json(value)

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from semlens_audit import __version__, engine
+from semlens_audit import engine, provenance
 from semlens_audit.certificate import Estimate, MemberRecord, Pair, Qualification, Repeat, WorldRecord
 from semlens_audit.data import open_data
 from semlens_audit.digest import canonical_json, digest
@@ -31,7 +31,7 @@ from semlens_audit.qualification.architectures import ARCHITECTURES, SIZE
 from semlens_audit.qualification.entrants import Entrant, Recipe, Trainer, cores, model_source
 from semlens_audit.qualification.truth import SEED, TruthSet, true_effects, truth_set
 from semlens_audit.qualification.worlds import WORLDS
-from semlens_audit.records import AuditRecord, Finding, Measurement, State, ToolRecord
+from semlens_audit.records import AuditRecord, Finding, Measurement, State
 from semlens_audit.standing import code_digests, shared_settings
 
 __all__ = ["Campaign", "Parameters", "Result", "audit_plan", "kept"]
@@ -287,9 +287,9 @@ class Campaign:
         pairs = tuple(pair for result in results for pair in result.pairs)
         repeats = tuple(repeat for result in results for repeat in result.repeats)
         families = dict.fromkeys(result.member.architecture for result in results)
-        environment = engine.environment()
+        environment = provenance.environment()
         return Qualification(
-            tool=ToolRecord(version=__version__, revision=engine.revision()),
+            tool=provenance.tool(),
             created=(now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
             command=command,
             quick=quick,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semlens_audit import checks, engine, gallery
+from semlens_audit import checks, engine, gallery, provenance
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import IntegrityError, UsageError
 from semlens_audit.evidence import Evidence
@@ -109,18 +109,18 @@ class TestRecordFile:
 class TestShown:
     def test_below_the_working_directory_it_is_relative(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert engine._shown("audits/a.yaml") == "audits/a.yaml"
-        assert engine._shown(str(tmp_path / "audits" / "a.yaml")) == "audits/a.yaml"
+        assert provenance._shown("audits/a.yaml") == "audits/a.yaml"
+        assert provenance._shown(str(tmp_path / "audits" / "a.yaml")) == "audits/a.yaml"
 
     def test_elsewhere_only_the_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
-        assert engine._shown(str(tmp_path / "private" / "a.yaml")) == "a.yaml"
-        assert engine._shown("../a.yaml") == "a.yaml"
+        assert provenance._shown(str(tmp_path / "private" / "a.yaml")) == "a.yaml"
+        assert provenance._shown("../a.yaml") == "a.yaml"
 
     def test_a_foundation_model_in_a_folder(self) -> None:
-        assert engine._named("/home/someone/models/clip") == "clip"
-        assert engine._named("phantom:clip") == "phantom:clip"
+        assert provenance._named("/home/someone/models/clip") == "clip"
+        assert provenance._named("phantom:clip") == "phantom:clip"
 
 
 def _illustrated(**changes: object) -> tuple[Evidence, Measurements]:

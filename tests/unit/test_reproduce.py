@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from semlens_audit import engine, reproduce
+from semlens_audit import engine, provenance, reproduce
 from semlens_audit.agreement import Agreement
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import AuditError, ExitCode
@@ -32,7 +32,7 @@ def small_and_quick() -> Iterator[None]:
     torch.set_num_threads(1)
     stages.NULL_CROPS = 40
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "revision", lambda: "0123456789ab")  # whoever commits meanwhile
+        patch.setattr(provenance, "revision", lambda: "0123456789ab")  # whoever commits meanwhile
         yield
     stages.NULL_CROPS = before
     torch.set_num_threads(threads)
