@@ -119,7 +119,7 @@ def _tables(record: AuditRecord, found: ChangeRecord, palette: Palette) -> tuple
     anchors = {check: f"check-{i}" for i, check in enumerate(dict.fromkeys(f.check for f in record.findings), start=1)}
     tables = []
     for unit, caption in _CAPTIONS.items():
-        held = [entry for entry in entries if entry.difference is not None and entry.difference.unit == unit]
+        held = [entry for entry in entries if _unit(entry) == unit]
         if not held:
             continue
         ends = [
@@ -133,10 +133,17 @@ def _tables(record: AuditRecord, found: ChangeRecord, palette: Palette) -> tuple
         domain = Domain.over(unit, [-most, most])
         rows = tuple(_row(record, entry, anchors, domain, palette, found.level) for entry in held)
         tables.append(ChangeTable(caption, axis(domain, palette, _WIDTH), rows))
-    rest = tuple(_row(record, entry, anchors, None, palette, found.level) for entry in entries if entry.difference is None)
+    rest = tuple(_row(record, entry, anchors, None, palette, found.level) for entry in entries if _unit(entry) is None)
     if rest:
         tables.append(ChangeTable("Without a difference", None, rest))
     return tuple(tables)
+
+
+def _unit(entry: ChangeEntry) -> Unit | None:
+    """Unit of the difference; ``None`` where there is none to draw. Differences of shares are drawn in percentage points."""
+    if entry.difference is None or entry.difference.interval is None:
+        return None
+    return "difference" if entry.difference.unit == "share" else entry.difference.unit
 
 
 def _row(

@@ -111,3 +111,15 @@ def test_ranking_is_stable() -> None:
     found = compared().change
     assert found is not None
     assert [entry.label for entry in ranked(found)] == sorted((entry.label for entry in found.entries), key=GRAVITY.index)
+
+
+def test_no_entry_is_left_out_whatever_its_unit() -> None:
+    record = compared()
+    assert record.change is not None
+    first = next(entry for entry in record.change.entries if entry.difference is not None and entry.difference.unit == "difference")
+    assert first.difference is not None
+    odd = first.model_copy(update={"difference": first.difference.model_copy(update={"unit": "share"})})
+    entries = tuple(odd if entry is first else entry for entry in record.change.entries)
+    page = section(record.model_copy(update={"change": record.change.model_copy(update={"entries": entries})}), SCREEN)
+    assert page is not None
+    assert len(rows(page)) == len(entries)
