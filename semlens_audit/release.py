@@ -26,10 +26,11 @@ def day_of(record: AuditRecord) -> date:
     """
     try:
         moment = datetime.fromisoformat(record.created)
-    except ValueError as error:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         said = f"The record's time is none: {record.created[:40]}."
         raise IntegrityError("invalid-time", said, "Take the file as `run` wrote it.") from error
-    return moment.replace(tzinfo=UTC).date() if moment.tzinfo is None else moment.astimezone(UTC).date()
+    return moment.date()
 
 
 def complete(

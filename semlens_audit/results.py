@@ -9,12 +9,12 @@ from datetime import date
 from pathlib import Path
 
 from semlens_audit import engine, exports, paths, release, report, run_log, waivers
-from semlens_audit.errors import AuditError, ExitCode, Problem, UsageError
+from semlens_audit.errors import AuditError, ExitCode, IntegrityError, Problem, UsageError
 from semlens_audit.plan import AuditPlan
 from semlens_audit.progress import Progress
 from semlens_audit.record_file import RESULTS
 from semlens_audit.record_source import read_any
-from semlens_audit.records import AuditRecord
+from semlens_audit.records import AuditRecord, Finding
 from semlens_audit.release_policy import Policy
 
 __all__ = ["Outcome", "Terms", "assigned", "carry_out", "decide", "folder", "last", "leave"]
@@ -164,8 +164,9 @@ def decide(record: AuditRecord, terms: Terms) -> tuple[AuditRecord, tuple[Proble
     UsageError
         The baseline cannot be read.
     IntegrityError
-        The record or the baseline was damaged.
+        The record or the baseline was damaged, or the record contradicts itself.
     """
+    _require_consistent(record)
     document = next((document for document in record.documents if document.kind == "waivers"), None)
     declared = None
     if terms.waivers is not None:
@@ -175,6 +176,28 @@ def decide(record: AuditRecord, terms: Terms) -> tuple[AuditRecord, tuple[Proble
     baseline = read_any(terms.baseline) if terms.baseline is not None else None
     decided = release.complete(record, policy=terms.policy, declared=declared, baseline=baseline, today=terms.today)
     return decided, declared.problems if declared else ()
+
+
+def _require_consistent(record: AuditRecord) -> None:
+    """Refuse a record with a state that cannot come of its measurement; all else is for `verify` to tell."""
+    hint = "Take the file as `run` wrote it, or run the audit again."
+    for finding in record.findings:
+        if not _follows(finding):
+            said = f"The state of {finding.id}, {finding.state}, does not follow from its measurement."
+            raise IntegrityError("contradiction", said, hint)
+
+
+def _follows(finding: Finding) -> bool:
+    """Whether a state can come of the interval and the criterion; control for multiplicity turns violations into open results only."""
+    interval, bound = finding.measurement.interval, finding.criterion.threshold
+    if finding.measurement.value is None or interval is None:
+        return finding.state == "not_measured"
+    below = finding.criterion.operator == "at_most"
+    met = interval.high <= bound if below else interval.low >= bound
+    violated = interval.low > bound if below else interval.high < bound
+    if met:
+        return finding.state == "satisfied"
+    return finding.state == "inconclusive" or (violated and finding.state == "not_satisfied")
 
 
 def leave(

@@ -118,10 +118,14 @@ def read_revocation_lists(paths: Sequence[Path]) -> tuple[bytes, ...]:
 
 def _files(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
-        if not path.is_dir():
+        try:
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PEM_SUFFIXES and entry.is_file())
+        except NotADirectoryError:
             yield path
             continue
-        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PEM_SUFFIXES and entry.is_file())
+        except (OSError, ValueError) as error:
+            said = error.strerror if isinstance(error, OSError) else "that is no path"
+            raise UsageError("no-trust", f"It cannot be read: {said}.", _HINT, file=str(path)[:200]) from error
         if not inside:
             endings = ", ".join(PEM_SUFFIXES)
             raise UsageError("no-trust", f"The folder holds no file ending in {endings}.", _HINT, file=str(path))

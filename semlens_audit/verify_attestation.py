@@ -10,7 +10,7 @@ from semlens_audit.attest import STATEMENT_TYPE, SUBJECTS, statement_bytes
 from semlens_audit.digest import digest_bytes
 from semlens_audit.envelope import open_envelope
 from semlens_audit.errors import IntegrityError
-from semlens_audit.record_file import RESULTS
+from semlens_audit.record_file import RESULTS, record_bytes
 from semlens_audit.records import AuditRecord
 from semlens_audit.trust import TrustList
 from semlens_audit.verification import CheckedLine, not_checked, proven, refused
@@ -52,6 +52,8 @@ def attested_subjects(payload: bytes) -> dict[str, str]:
 def statement_line(payload: bytes, subjects: Mapping[str, str], record: AuditRecord) -> CheckedLine:
     """Whether a statement says what follows from the record, byte for byte."""
     question = "The attestation says what the record says"
+    if subjects[RESULTS] != digest_bytes(record_bytes(record)):
+        return refused("statement", question, f"Another {RESULTS} was attested: its SHA-256 differs.")
     if statement_bytes(record, subjects) != payload:
         said = "Result, tests, model, configuration or files are not those that follow from the record."
         return refused("statement", question, said)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from asn1crypto import x509
+from asn1crypto.crl import CertificateList
 from pyhanko.pdf_utils.reader import PdfFileReader
 from pyhanko.sign.diff_analysis import ModificationLevel
 from pyhanko.sign.validation import validate_pdf_signature
@@ -90,7 +91,11 @@ def signature_lines(
     if stamped == len(found):
         yield proven("signing-time", question, "Time stamps of an authority in the trust list.")
     else:
-        yield not_checked("signing-time", question, "The signatory's own clock says so; there is no time stamp of an authority.")
+        said = "The signatory's own clock says so; there is no time stamp of an authority."
+        expired = [one.signatory.subject.human_friendly for one in looks if one.signatory.not_valid_after < moment.now]
+        if expired:
+            said += f" The certificate of {expired[0]} has expired since, and could have been used after that."
+        yield not_checked("signing-time", question, said)
 
 
 def _asked(index: int, found: Sequence[FoundSignature]) -> tuple[str, str]:
@@ -140,9 +145,23 @@ def _signature(one: FoundSignature, read: CmsSignature, trust: TrustList, moment
         raise _wrong("The document was changed after it was signed in a way that the signature does not permit.")
     if not status.bottom_line:
         raise _wrong("The signature, its certificate or its time stamp is not acceptable.")
+    if read.token is None and _revoked(read, moment):
+        raise _wrong(
+            f"A certificate of {subject} has been revoked. That the signature was made before, only the signatory's own clock says."
+        )
     how = "a time stamp says" if read.token is not None else "the signatory's clock says"
     signed = f"{one.entry.name} signed as: {one.reason.rsplit('; record ', 1)[0]}"
     return f"{signed}. Certificate of {subject}, issued by {issuer}, valid on {when:%Y-%m-%d %H:%M:%S} UTC, as {how}."
+
+
+def _revoked(read: CmsSignature, moment: Moment) -> bool:
+    """Whether a list that was given revokes a certificate of the signature, at whatever time."""
+    for der in moment.revocation_lists:
+        listed = CertificateList.load(der)["tbs_cert_list"]
+        serials = {entry["user_certificate"].native for entry in listed["revoked_certificates"] or ()}
+        if any(one.serial_number in serials and one.issuer == listed["issuer"] for one in read.certificates):
+            return True
+    return False
 
 
 def _person(number: int, one: FoundSignature, read: CmsSignature) -> CheckedLine:

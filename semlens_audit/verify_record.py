@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
+from datetime import date, timedelta
+from math import inf
 from typing import Any
 
 from semlens_audit import checks, gate, verdict
@@ -15,8 +16,9 @@ from semlens_audit.errors import AuditError, ExitCode, IntegrityError, SpecError
 from semlens_audit.lock_statement import contradictions
 from semlens_audit.multiplicity import control
 from semlens_audit.plan import Audit, AuditPlan, Spec
+from semlens_audit.recognition import unrecognised
 from semlens_audit.record_file import parse_record, record_bytes
-from semlens_audit.records import AuditRecord, Finding
+from semlens_audit.records import AuditRecord, Finding, Interval
 from semlens_audit.release_records import DocumentRecord
 from semlens_audit.spec_rules import check_spec
 from semlens_audit.spec_shape import validate
@@ -27,6 +29,8 @@ from semlens_audit.yaml_source import Source, parse
 __all__ = ["plan_of", "read_strictly", "record_lines", "waiver_line"]
 
 _MOST_BYTES = 64 << 20
+_ROUNDING = 1e-9
+_UNTOLD = object()
 _HINT = "Take the file as `run` wrote it, or run the audit again."
 
 
@@ -183,12 +187,15 @@ def _decided(record: AuditRecord, plan: AuditPlan) -> list[tuple[Finding, str]]:
     Remarks on what a measurement rests on, which stand behind that, are not made again.
     """
     found: list[Finding] = []
+    probes = {one.id: one.probe_auroc for one in record.concepts if one.probe_auroc is not None}
+    seen = {one.id: one.presence_auroc for one in record.concepts if one.presence_auroc is not None}
+    missed = unrecognised(plan, probes, seen)
     for check in plan.spec.checks:
         alone = plan.model_copy(update={"spec": plan.spec.model_copy(update={"checks": (check,), "multiplicity": "none"})})
         asked = checks.quantities(alone)
         given = record.findings[len(found) : len(found) + len(asked)]
         measured = {quantity.key: finding.measurement for quantity, finding in zip(asked, given, strict=True)}
-        found += checks.findings(alone, measured, record.class_layers)
+        found += checks.findings(alone, measured, record.class_layers, missed)
     labels = {concept.id: concept.label for concept in plan.spec.concepts}
     whole = confirm(control(found, plan.spec.multiplicity), record.interventions, labels)
     return [(finding, first.explanation) for finding, first in zip(whole, found, strict=True)]
@@ -203,8 +210,23 @@ def _findings(record: AuditRecord, plan: AuditPlan) -> str:
     decided = _decided(record, plan)
     if len(decided) != len(record.findings):
         return f"The spec asks for {len(decided)} findings; the record states {len(record.findings)}."
+    odd = [finding.id for finding in record.findings if not _formed(finding, plan)]
+    if odd:
+        return _listed(odd, "No measurement of the kind that the check asks for")
     wrong = [stated.id for stated, again in zip(record.findings, decided, strict=True) if not _same(stated, *again)]
     return _listed(wrong, "Not what follows from measurement, criterion and spec")
+
+
+def _formed(finding: Finding, plan: AuditPlan) -> bool:
+    """Whether a measurement has the quantity, unit, range and confidence level that its check asks for."""
+    own, kind = finding.measurement, checks.KINDS[finding.kind]
+    if (own.quantity, own.unit) != (kind.quantity, kind.unit):
+        return False
+    if own.value is None or own.interval is None:
+        return own.interval is None
+    low, high = {"share": (0.0, 1.0), "logits": (-inf, inf)}.get(own.unit, (-1.0, 1.0))
+    inside = all(low - _ROUNDING <= value <= high + _ROUNDING for value in (own.value, own.interval.low, own.interval.high))
+    return inside and own.n > 0 and abs(own.interval.level - plan.audit.measurement.confidence) < _ROUNDING
 
 
 def _same(stated: Finding, again: Finding, first: str) -> bool:
@@ -220,22 +242,28 @@ def _measurements(record: AuditRecord, plan: AuditPlan) -> str:
     """Findings whose number stands elsewhere in the record too, and is another one there."""
     wrong = []
     for finding in record.findings:
-        other = _beside(record, finding)
-        if other is None or finding.measurement.value is None or other.value is None or finding.measurement.interval is None:
+        own, other = finding.measurement, _beside(record, finding)
+        if own.value is None or own.interval is None or other is _UNTOLD:
+            continue  # what is not measured passes nothing, whatever stands beside it
+        if other is None or other.interval is None:
+            wrong.append(finding.id)
             continue
-        own, interval = finding.measurement, other.interval
-        same = interval is not None and (own.value, own.interval.low, own.interval.high, own.n) == (  # type: ignore[union-attr]
-            other.value, interval.low, interval.high, other.n,
-        )  # fmt: skip
-        if not same:
+        if (own.value, own.n, _ends(own.interval)) != (other.value, other.n, _ends(other.interval)):
             wrong.append(finding.id)
     return _listed(wrong, "Another number than where it was measured")
 
 
+def _ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.low, interval.high, interval.level
+
+
 def _beside(record: AuditRecord, finding: Finding) -> Any:
-    """The measurement of the same quantity in the records of classes and layers, where there is one of the same definition."""
+    """The measurement of the same quantity in the records of classes and layers: none where it has to be and is not.
+
+    `_UNTOLD` where those records hold no quantity of the same definition.
+    """
     if finding.layer is None or finding.kind == "clarity":
-        return None
+        return _UNTOLD
     place = next((c for c in record.class_layers if (c.class_name, c.layer) == (finding.class_name, finding.layer)), None)
     if place is None:
         return None
@@ -247,7 +275,7 @@ def _beside(record: AuditRecord, finding: Finding) -> Any:
     for role, measured in (("valid", place.valid), ("spurious", place.spurious), ("neutral", place.neutral)):
         if set(finding.concepts) == {name for name, given in roles.items() if given == role}:
             return measured
-    return None
+    return _UNTOLD
 
 
 def _verdict(record: AuditRecord, plan: AuditPlan) -> str:
@@ -275,6 +303,12 @@ def waiver_line(record: AuditRecord, today: date) -> CheckedLine | None:
     bad = [waiver for waiver in now.waivers if waiver.state in gate.BAD]
     if bad:
         said = " ".join(f"{waiver.check}: {waiver.sentence}" for waiver in bad[:3])
+        return refused("waivers", question, said, ExitCode.WAIVER)
+    if date.fromisoformat(record.gate.today) > today + timedelta(days=1):
+        said = f"They were judged as of {record.gate.today}, which is yet to come."
+        return refused("waivers", question, said, ExitCode.WAIVER)
+    if now.gate is not None and now.gate.exit_code != record.gate.exit_code:
+        said = f"Judged on that day, the release is decided otherwise: {now.gate.sentence}"
         return refused("waivers", question, said, ExitCode.WAIVER)
     until = min(waiver.expires for waiver in now.waivers)
     return proven("waivers", question, f"{count(len(now.waivers), 'waiver')}; the first expires after {until}.")

@@ -173,9 +173,9 @@ def format_date(created: str) -> str:
     """
     try:
         moment = datetime.fromisoformat(created)
-    except ValueError:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         return created
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     months = "January February March April May June July August September October November December".split()  # noqa: SIM905
     day = f"{moment.day} {months[moment.month - 1]} {moment.year}"
     return day if len(created) == len("2025-11-20") else f"{day}, {moment.hour:02d}:{moment.minute:02d} UTC"

@@ -33,6 +33,12 @@ def of(state: str, **more: Any) -> AuditRecord:
     record = small()
     first = record.findings[0]
     measurement = first.measurement
+    assert measurement.interval is not None
+    bound = first.criterion.threshold
+    ends = {"satisfied": (0.0, bound), "inconclusive": (bound - 0.1, bound + 0.1)}.get(state)
+    if ends is not None:
+        interval = measurement.interval.model_copy(update={"low": ends[0], "high": ends[1]})
+        measurement = measurement.model_copy(update={"value": sum(ends) / 2, "interval": interval})
     if state == "not_measured":
         measurement = Measurement(quantity="reliance", unit="share", n=3, not_measured="3 samples; at least 30 are needed")
     findings = () if state == "none" else (first.model_copy(update={"state": state, "measurement": measurement, **more}),)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from semlens_audit import engine, report, results
-from semlens_audit.errors import AuditError, ExitCode, SubjectError
+from semlens_audit import engine, release, report, results
+from semlens_audit.errors import AuditError, ExitCode, IntegrityError, SubjectError
 from semlens_audit.places import placed_in_audit
 from semlens_audit.progress import SilentProgress
 from semlens_audit.records import AuditRecord
+from semlens_audit.wording import format_date
 from tests.conftest import PlanFactory
 from tests.golden.sample_record import sample
 
@@ -85,3 +87,20 @@ def test_a_complaint_about_the_model_stands_where_the_audit_says_it(plan_of: Pla
     assert where(SubjectError("classes-do-not-fit", "The model has 2 outputs.")) == "/audit.yaml:6:12"
     assert where(SubjectError("weights-do-not-fit", "They do not.", file="w.pt")) == "w.pt", "a file that is named stays"
     assert where(SubjectError("lrp-unfaithful", "Not the same.")) == "", "what concerns no line has none"
+
+
+@pytest.mark.parametrize("state", ["satisfied", "inconclusive", "not_measured"])
+def test_a_state_that_somebody_typed_decides_nothing(tmp_path: Path, state: str) -> None:
+    record = sample("shortcut")
+    edited = tuple(f.model_copy(update={"state": state}) if f.state == "not_satisfied" else f for f in record.findings)
+    # control for multiplicity turns violations into open results
+    with pytest.raises(IntegrityError, match="does not follow") if state != "inconclusive" else nullcontext():
+        results.decide(record.model_copy(update={"findings": edited}), results.Terms())
+
+
+@pytest.mark.parametrize("created", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+def test_times_at_the_edge_of_the_calendar(created: str) -> None:
+    record = sample("clean").model_copy(update={"created": created})
+    with pytest.raises(IntegrityError, match="time"):
+        release.day_of(record)
+    assert format_date(created) == created

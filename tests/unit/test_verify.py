@@ -249,9 +249,9 @@ class TestTouchedReport:
         assert look(data, "x", allow_unsigned=True).exit_code == ExitCode.INTEGRITY
 
 
-def _list(issuer: world.Holder, *revoked: world.Holder) -> bytes:
-    """A revocation list of `issuer`, as of a day before signing."""
-    when = world.NOW - timedelta(hours=2)
+def _list(issuer: world.Holder, *revoked: world.Holder, after: timedelta = timedelta(hours=-2)) -> bytes:
+    """A revocation list of `issuer`, made `after` signing."""
+    when = world.NOW + after
     builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.certificate.subject)
     builder = builder.last_update(when).next_update(when + timedelta(days=30))
     for one in revoked:
@@ -270,6 +270,17 @@ class TestRevocation:
     def test_revoked(self) -> None:
         lists = (_list(world.holder("root")), _list(world.holder("inter"), world.holder(world.ADA)))
         assert refusals(look(world.by_one(), revocation_lists=lists)) == ["signature-1"]
+
+    def test_revoked_after_the_time_that_only_the_signatory_states(self) -> None:
+        """Whoever holds a stolen key can set the clock back."""
+        later = {"after": timedelta(days=10)}
+        lists = (_list(world.holder("root"), **later), _list(world.holder("inter"), world.holder(world.ADA), **later))
+        found = look(world.by_one(), now=world.NOW + timedelta(days=20), revocation_lists=lists)
+        assert refusals(found) == ["signature-1"]
+
+    def test_expired_since(self) -> None:
+        found = look(world.by_one(), now=world.NOW + timedelta(days=4000))
+        assert "has expired since" in next(line.detail for line in found.lines if line.id == "signing-time")
 
     def test_a_list_is_missing(self) -> None:
         assert look(world.by_one(), revocation_lists=(_list(world.holder("root")),)).exit_code == ExitCode.INTEGRITY
