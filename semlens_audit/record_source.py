@@ -25,6 +25,8 @@ def read_any(path: Path) -> AuditRecord:
         ``record-too-large``, ``invalid-record``, or what is wrong with the PDF.
     """
     limit = PdfLimits().file_bytes
+    if path.exists() and not path.is_file():  # a pipe would keep its reader waiting for ever
+        raise UsageError("no-record", "That is no file.", "Give a results.json, or the PDF of a report.", file=str(path))
     try:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)

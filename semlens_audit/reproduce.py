@@ -17,11 +17,9 @@ from semlens_audit.errors import ExecutionError, IntegrityError, Problem, SpecEr
 from semlens_audit.foundation import foundation_digest
 from semlens_audit.pair_rules import check_pair
 from semlens_audit.paths import store_path
-from semlens_audit.pdf_parts import PdfLimits, read_attachments
 from semlens_audit.places import placed_in_audit
 from semlens_audit.plan import Audit, AuditPlan, Spec
 from semlens_audit.progress import Progress
-from semlens_audit.record_file import RESULTS, parse_record
 from semlens_audit.records import AuditRecord
 from semlens_audit.release_records import DocumentRecord
 from semlens_audit.spec_rules import check_spec
@@ -31,39 +29,7 @@ from semlens_audit.subject import load_subject
 from semlens_audit.wording import shorten
 from semlens_audit.yaml_source import Source, TooManyProblems, parse
 
-__all__ = ["read_file", "reproduce"]
-
-_PDF = b"%PDF-"
-
-
-def read_file(path: Path) -> AuditRecord:
-    """The record in a ``results.json``, or attached to the PDF of a report.
-
-    Raises
-    ------
-    UsageError
-        It cannot be read, or the PDF carries no record.
-    IntegrityError
-        It is damaged.
-    """
-    limit = PdfLimits().file_bytes
-    if path.exists() and not path.is_file():
-        raise UsageError("no-record", "That is no file.", "Give a results.json, or the PDF of a report.", file=str(path))
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(limit + 1)
-    except OSError as error:
-        hint = "Give a results.json, or the PDF of a report."
-        raise UsageError("no-record", f"The file cannot be read: {error.strerror}.", hint, file=str(path)) from error
-    if len(data) > limit:
-        raise IntegrityError("record-too-large", f"The file is larger than {limit:,} bytes.", file=str(path))
-    if not data.startswith(_PDF):
-        return parse_record(data, str(path))
-    attached = read_attachments(data)
-    if RESULTS not in attached:
-        hint = "Give the results.json itself."
-        raise UsageError("no-record", f"The PDF carries no {RESULTS}.", hint, file=str(path))
-    return parse_record(attached[RESULTS], f"{path}: {RESULTS}")
+__all__ = ["reproduce"]
 
 
 def reproduce(

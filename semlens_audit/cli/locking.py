@@ -144,9 +144,10 @@ def reproduce(
     data are others; 4 where it could not be repeated.
     """
     from semlens_audit import reproduce as repetition
+    from semlens_audit.record_source import read_any
     from semlens_audit.reproduce_screen import print_agreement, values
 
-    record = repetition.read_file(file)
+    record = read_any(file)
     with show_progress(quiet) as progress:
         agreement = repetition.reproduce(
             record,

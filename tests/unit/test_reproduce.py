@@ -16,6 +16,7 @@ from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import AuditError, ExitCode
 from semlens_audit.progress import SilentProgress
 from semlens_audit.record_file import record_bytes
+from semlens_audit.record_source import read_any
 from semlens_audit.records import AuditRecord
 from semlens_audit.spec import read_plan
 from semlens_audit.store import Store
@@ -202,12 +203,12 @@ def test_a_strangers_record_leads_to_no_file_outside_of_the_root(
 def test_reading_a_record_from_what_is_none(tmp_path: Path, record: AuditRecord) -> None:
     path = tmp_path / "file"
     with pytest.raises(AuditError, match="no-record"):
-        reproduce.read_file(path)
+        read_any(path)
     with pytest.raises(AuditError, match="no-record"):
-        reproduce.read_file(tmp_path)
+        read_any(tmp_path)
     for content in (b"", b"%PDF-1.7\n", b"{}", b"\xff", b"%PDF-"):
         path.write_bytes(content)
         with pytest.raises(AuditError):
-            reproduce.read_file(path)
+            read_any(path)
     path.write_bytes(record_bytes(record))
-    assert reproduce.read_file(path) == record
+    assert read_any(path) == record
