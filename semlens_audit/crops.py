@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +10,13 @@ import torch
 from PIL import Image
 
 from semlens_audit.attribution import boxes, stream_heatmaps
-from semlens_audit.data import DataSet, read_image
+from semlens_audit.data import read_image
 from semlens_audit.plan import AuditPlan, MeasurementSettings
-from semlens_audit.prefetch import prefetched
 from semlens_audit.progress import Progress
 from semlens_audit.stages import THUMBNAILS
 from semlens_audit.store import Store
-from semlens_audit.subject import LoadedSubject
 from semlens_audit.thumbnails import crop_thumbnail, overlay_thumbnail
+from semlens_audit.work import Bench, Engine
 
 __all__ = ["crop_pass"]
 
@@ -37,16 +35,17 @@ class _Group:
     it has fewer: shapes that never change keep the memory constant, and a result does not depend on its company.
     """
 
-    sample: np.ndarray
-    """(slots,) int64 sample of each slot; one sample may hold several."""
-    reference: np.ndarray
-    """(slots, turns) int64 row of the reference, each row of the group at least once."""
+    rows: np.ndarray
+    """(n, 3) int64 sample, component and rank of the references computed here."""
+    place: np.ndarray
+    """(slots, turns) int64 row of `rows`, each at least once; the rows of a slot are of one sample."""
     last: int
     """References finished once this group is."""
 
 
-def _groups(samples: np.ndarray) -> list[_Group]:
-    """Divide references, given by their samples in ascending order, into groups."""
+def _groups(references: np.ndarray) -> list[_Group]:
+    """Divide (R, 3) references, sorted by their samples, into groups."""
+    samples = references[:, 0]
     slots: list[np.ndarray] = []
     for rows in np.split(np.arange(len(samples)), np.flatnonzero(np.diff(samples)) + 1):
         slots += [rows[start : start + _TURNS] for start in range(0, len(rows), _TURNS)]
@@ -54,11 +53,16 @@ def _groups(samples: np.ndarray) -> list[_Group]:
     width, result, last = min(_WIDTH, len(slots)), [], 0  # a layer of dead components has no reference at all
     for start in range(0, len(slots), width or 1):
         group = slots[start : start + width]
-        last += sum(len(rows) for rows in group)
+        chosen = np.concatenate(group)
+        last += len(chosen)
         turns = len(group[0])
-        filled = [np.pad(rows, (0, turns - len(rows)), mode="edge") for rows in group]
-        reference = np.stack(filled + filled[-1:] * (width - len(group)))
-        result.append(_Group(samples[reference[:, 0]], reference, last))
+        firsts = np.cumsum([0, *(len(rows) for rows in group)])
+        filled = [
+            np.pad(first + np.arange(len(rows)), (0, turns - len(rows)), mode="edge")
+            for first, rows in zip(firsts, group, strict=False)
+        ]
+        place = np.stack(filled + filled[-1:] * (width - len(group)))
+        result.append(_Group(references[chosen], place, last))
     return result
 
 
@@ -73,16 +77,46 @@ class _Rows:
     overlay: list[bytes] = field(default_factory=list)
 
 
-def crop_pass(
-    plan: AuditPlan, data: DataSet, store: Store, subject: LoadedSubject, inputs: dict[str, dict[str, Any]], progress: Progress
-) -> None:
-    """Crop every reference sample of every layer to what drives its component; the references must be complete."""
-    settings = plan.audit.measurement
+@dataclass(frozen=True)
+class _Crop:
+    """Heatmaps, boxes and pictures of the references of one layer, group by group."""
 
-    def prepare(group: _Group) -> dict[int, tuple[Image.Image, torch.Tensor]]:
-        images = {int(sample): read_image(data.file(data.samples[int(sample)])) for sample in np.unique(group.sample)}
+    layer: str
+    settings: MeasurementSettings
+    threads: int = 1
+    ahead: int = 1
+
+    def prepare(self, bench: Bench, group: _Group) -> dict[int, tuple[Image.Image, torch.Tensor]]:
+        subject, data = bench.subject, bench.data
+        images = {int(sample): read_image(data.file(data.samples[int(sample)])) for sample in np.unique(group.rows[:, 0])}
         return {sample: (subject.view(image), subject.transform(image)) for sample, image in images.items()}
 
+    def compute(self, bench: Bench, group: _Group, images: dict[int, tuple[Image.Image, torch.Tensor]]) -> _Rows:
+        slots, turns = group.place.shape
+        sample = group.rows[group.place[:, 0], 0]
+        asked = np.stack([np.repeat(np.arange(slots), turns), group.rows[group.place.reshape(-1), 1]], axis=1)
+        passes = stream_heatmaps(
+            bench.subject,
+            lambda slot: images[int(sample[slot])][1],
+            self.layer,
+            asked,
+            self.settings.attribution,
+            batch_size=slots,
+        )
+        made, seen = _Rows(), np.zeros(len(group.rows), dtype=bool)
+        for positions, heat in passes:
+            rows = group.place.reshape(-1)[positions]
+            fresh = np.zeros(len(rows), dtype=bool)
+            fresh[np.unique(rows, return_index=True)[1]] = True
+            fresh &= ~seen[rows]
+            seen[rows] = True
+            if fresh.any():
+                _draw(made, group.rows[rows[fresh]], heat[fresh], images, self.settings)
+        return made
+
+
+def crop_pass(plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress) -> None:
+    """Crop every reference sample of every layer to what drives its component; the references must be complete."""
     for layer in plan.audit.layers:
         name = f"crops:{layer}"
         found = store.arrays(
@@ -93,42 +127,14 @@ def crop_pass(
         state = store.begin(name, inputs[name], len(references))
         if state.complete:
             continue
-        groups = [group for group in _groups(references[:, 0]) if group.last > state.done]
+        groups = [group for group in _groups(references) if group.last > state.done]
         with progress.stage(f"Crops, {layer}", len(references), state.done) as advance:
-            for group, images in prefetched(prepare, groups, workers=1, ahead=1):
-                made = _crop(subject, layer, group, references, images, settings, advance)
+            for group, made in engine.run(_Crop(layer, plan.audit.measurement), groups):
                 with store.transaction():
                     _write(store, state.key, made)
                     store.advance(state.key, group.last)
+                advance(len(group.rows))
         store.finish(state.key)
-
-
-def _crop(
-    subject: LoadedSubject,
-    layer: str,
-    group: _Group,
-    references: np.ndarray,
-    images: dict[int, tuple[Image.Image, torch.Tensor]],
-    settings: MeasurementSettings,
-    advance: Callable[[int], None],
-) -> _Rows:
-    """Heatmaps, boxes and pictures of one group."""
-    slots, turns = group.reference.shape
-    asked = np.stack([np.repeat(np.arange(slots), turns), references[group.reference.reshape(-1), 1]], axis=1)
-    passes = stream_heatmaps(
-        subject, lambda slot: images[int(group.sample[slot])][1], layer, asked, settings.attribution, batch_size=slots
-    )
-    made, seen = _Rows(), np.zeros(len(references), dtype=bool)
-    for positions, heat in passes:
-        rows = group.reference.reshape(-1)[positions]
-        fresh = np.zeros(len(rows), dtype=bool)
-        fresh[np.unique(rows, return_index=True)[1]] = True
-        fresh &= ~seen[rows]
-        seen[rows] = True
-        if fresh.any():
-            _draw(made, references[rows[fresh]], heat[fresh], images, settings)
-            advance(int(fresh.sum()))
-    return made
 
 
 def _draw(

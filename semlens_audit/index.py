@@ -14,6 +14,7 @@ import numpy as np
 from semlens_audit.data import DataSet, class_names, open_data
 from semlens_audit.digest import digest
 from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence, PairEvidence
+from semlens_audit.execution import Execution
 from semlens_audit.headroom import FirstReferences, indexed, slots
 from semlens_audit.paths import store_path
 from semlens_audit.places import placed_in_audit
@@ -44,6 +45,7 @@ def build(
     *,
     allow_code: bool = False,
     progress: Progress | None = None,
+    execution: Execution | None = None,
 ) -> None:
     """Compute what the store lacks; interrupted or killed at any moment, the next call goes on where it was.
 
@@ -57,6 +59,8 @@ def build(
         Whether a model defined by the user's own Python file may be imported.
     progress
         Where stages report.
+    execution
+        Where and with what it is computed.
 
     Raises
     ------
@@ -65,7 +69,7 @@ def build(
     """
     if store is None:
         with Store.open(store_path(plan)) as opened:
-            build(plan, data, opened, allow_code=allow_code, progress=progress)
+            build(plan, data, opened, allow_code=allow_code, progress=progress, execution=execution)
         return
     data = data or open_data(plan, store.file_digest)
     progress = progress or SilentProgress()
@@ -80,30 +84,31 @@ def build(
     if "pairs" in lacking and data.pairs is not None:
         with progress.stage("Checking pairs", len(data.pairs.images)) as advance:
             data.pairs.verify(progress=advance)
+    from semlens_audit.work import Bench, LocalEngine
+
+    engine = LocalEngine(Bench(plan, data, allow_code=allow_code, execution=execution))
     if any(name.partition(":")[0] in {"outputs", "pairs", "references", "relevance", "selection", "crops"} for name in lacking):
         from semlens_audit.crops import crop_pass
         from semlens_audit.pairs import pair_pass
         from semlens_audit.passes import forward_pass, relevance_pass
         from semlens_audit.selection import select_references
-        from semlens_audit.subject import load_subject
 
         with placed_in_audit(asked):
-            subject = load_subject(plan, allow_code=allow_code)
-            forward_pass(plan, data, store, subject, inputs, progress)
+            _ = engine.bench.subject  # a model that does not load is complained about before any data is read
+            forward_pass(plan, store, engine, inputs, progress)
             if data.pairs is not None:
-                pair_pass(plan, data.pairs, store, subject, inputs, progress)
-            relevance_pass(plan, data, store, subject, inputs, progress)
+                pair_pass(plan, data.pairs, store, engine, inputs, progress)
+            relevance_pass(plan, store, engine, inputs, progress)
             select_references(plan, store, inputs)
-            crop_pass(plan, data, store, subject, inputs, progress)
-        del subject
+            crop_pass(plan, store, engine, inputs, progress)
+        engine.bench.forget_subject()
     if any(name.partition(":")[0] in {"foundation", "views", "embeddings", "null", "probes"} for name in lacking):
-        from semlens_audit.foundation import load_foundation
         from semlens_audit.regions import embedding_pass, probe_pass, settle_precision
 
-        foundation = load_foundation(plan)
+        foundation = engine.bench.foundation
         settle_precision(plan, data, store, foundation, inputs, progress)
         probe_pass(plan, store, foundation, inputs, progress)
-        embedding_pass(plan, data, store, foundation, inputs, progress)
+        embedding_pass(plan, store, engine, inputs, progress)
     store.log("index-complete", {"audit": plan.audit.audit})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,36 @@ from semlens_audit.counterfactuals import PairSet
 from semlens_audit.errors import ExecutionError
 from semlens_audit.images import read_image
 from semlens_audit.plan import AuditPlan
-from semlens_audit.prefetch import prefetched
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
-from semlens_audit.subject import LoadedSubject
+from semlens_audit.work import Bench, Engine
 
 __all__ = ["pair_pass"]
 
 
+@dataclass(frozen=True)
+class _Outputs:
+    """Outputs on a batch of images, from the position that is the item."""
+
+    pairs: PairSet
+    batch: int
+    threads: int = 1
+    ahead: int = 2
+
+    def prepare(self, bench: Bench, start: int) -> torch.Tensor:
+        some = self.pairs.images[start : start + self.batch]
+        rows = [bench.subject.transform(read_image(self.pairs.root / path)) for _, path in some]
+        # A short batch is filled up with its last row, so that results do not depend on where a run was cut.
+        return torch.stack(rows + rows[-1:] * (self.batch - len(rows)))
+
+    def compute(self, bench: Bench, start: int, images: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            logits: np.ndarray = bench.subject.model(images).float().numpy()
+        return logits[: len(self.pairs.images) - start]
+
+
 def pair_pass(
-    plan: AuditPlan, pairs: PairSet, store: Store, subject: LoadedSubject, inputs: dict[str, dict[str, Any]], progress: Progress
+    plan: AuditPlan, pairs: PairSet, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
     """Run the model once over the images of all pairs.
 
@@ -34,8 +55,8 @@ def pair_pass(
         What to run on.
     store
         Open store.
-    subject
-        The audited model.
+    engine
+        Does the work.
     inputs
         Stage -> inputs, see `semlens_audit.stages.stage_inputs`; ``pairs`` is done here.
     progress
@@ -52,16 +73,9 @@ def pair_pass(
         return
     batch = min(plan.audit.measurement.batch_size, total)
 
-    def prepare(start: int) -> torch.Tensor:
-        rows = [subject.transform(read_image(pairs.root / path)) for _, path in pairs.images[start : start + batch]]
-        # A short batch is filled up with its last row, so that results do not depend on where a run was cut.
-        return torch.stack(rows + rows[-1:] * (batch - len(rows)))
-
     with progress.stage("Outputs on pairs", total, state.done) as advance:
-        for start, images in prefetched(prepare, range(state.done, total, batch), workers=1, ahead=2):
-            stop = min(start + batch, total)
-            with torch.inference_mode():
-                logits = subject.model(images).float().numpy()[: stop - start]
+        for start, logits in engine.run(_Outputs(pairs, batch), range(state.done, total, batch)):
+            stop = start + len(logits)
             bad = ~np.isfinite(logits).all(axis=1)
             if bad.any():
                 raise ExecutionError(

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
-from semlens_audit.attribution import describe, relevance
+from semlens_audit.attribution import Method, describe, relevance
 from semlens_audit.components import TopReferences, capture, pool
-from semlens_audit.data import DataSet, read_image
+from semlens_audit.data import read_image
 from semlens_audit.errors import ExecutionError
 from semlens_audit.plan import AuditPlan
-from semlens_audit.prefetch import prefetched
 from semlens_audit.progress import Progress
 from semlens_audit.stages import audited_classes
 from semlens_audit.store import Store
-from semlens_audit.subject import LoadedSubject
+from semlens_audit.work import Bench, Engine, Work
 
 __all__ = ["forward_pass", "relevance_pass"]
 
@@ -29,6 +28,8 @@ class _Stream(Protocol):
 
     key: str
     done: int
+    layer: str
+    """Layer, or empty for the outputs."""
 
     def write(self, store: Store, samples: np.ndarray, computed: dict[str, Any]) -> bytes | None:
         """Append the rows of a batch; returns the checkpoint to keep, if the stage has a state."""
@@ -37,45 +38,54 @@ class _Stream(Protocol):
         """Append what only the whole stream tells; returns the stage's facts."""
 
 
-def _run(
-    store: Store,
-    streams: Sequence[_Stream],
-    subject: LoadedSubject,
-    data: DataSet,
-    batch: int,
-    compute: Callable[[torch.Tensor, Sequence[_Stream]], dict[str, Any]],
-    progress: Progress,
-    title: str,
-) -> None:
+@dataclass(frozen=True)
+class _Step:
+    """One batch: samples from `first` to `stop`, for the streams that stand at `first`."""
+
+    first: int
+    stop: int
+    outputs: bool
+    layers: tuple[str, ...]
+
+
+def _inputs(bench: Bench, step: _Step, batch: int) -> torch.Tensor:
+    """(batch, 3, S, S) network inputs; a short batch is filled up with its last row, so that a cut changes no result."""
+    samples = bench.data.samples[step.first : step.stop]
+    rows = [bench.subject.transform(read_image(bench.data.file(sample))) for sample in samples]
+    return torch.stack(rows + rows[-1:] * (batch - len(rows)))
+
+
+def _steps(streams: Sequence[_Stream], total: int, batch: int) -> list[_Step]:
     """Feed every stream from where it stands; streams that lag behind go first until they have caught up."""
-    total = len(data.samples)
-    batch = min(batch, total)
-    open_streams = [stream for stream in streams if stream.done < total]
-    steps: list[tuple[int, int, list[_Stream]]] = []
-    at = {id(stream): stream.done for stream in open_streams}
+    steps: list[_Step] = []
+    at = {stream.key: stream.done for stream in streams}
     while start := [position for position in at.values() if position < total]:
         first = min(start)
         later = [position for position in at.values() if position > first]
         stop = min([first + batch, total, *later])
-        active = [stream for stream in open_streams if at[id(stream)] == first]
-        at.update({id(stream): stop for stream in active})
-        steps.append((first, stop, active))
+        active = [stream for stream in streams if at[stream.key] == first]
+        at.update({stream.key: stop for stream in active})
+        layers = tuple(stream.layer for stream in active if stream.layer)
+        steps.append(_Step(first, stop, any(not stream.layer for stream in active), layers))
+    return steps
 
-    def prepare(step: tuple[int, int, list[_Stream]]) -> torch.Tensor:
-        samples = data.samples[step[0] : step[1]]
-        rows = [subject.transform(read_image(data.file(sample))) for sample in samples]
-        # A short batch is filled up with its last row, so that results do not depend on where a run was cut.
-        return torch.stack(rows + rows[-1:] * (batch - len(rows)))
 
-    done = min((stream.done for stream in open_streams), default=total)
+def _run(
+    store: Store, streams: Sequence[_Stream], engine: Engine, work: Work[_Step, Any, dict[str, Any]], batch: int,
+    progress: Progress, title: str,
+) -> None:  # fmt: skip
+    """Compute what the streams lack, and write it batch by batch."""
+    total = len(engine.bench.data.samples)
+    by_layer = {stream.layer: stream for stream in streams}
+    done = min((stream.done for stream in streams), default=total)
     with progress.stage(title, total, done) as advance:
-        for (first, stop, active), images in prefetched(prepare, steps, workers=1, ahead=2):
-            computed = compute(images, active)
-            samples = np.arange(first, stop)
+        for step, computed in engine.run(work, _steps(streams, total, batch)):
+            samples = np.arange(step.first, step.stop)
             with store.transaction():
-                for stream in active:
-                    store.advance(stream.key, stop, stream.write(store, samples, computed))
-            advance(stop - first)
+                for layer in (*([""] if step.outputs else []), *step.layers):
+                    stream = by_layer[layer]
+                    store.advance(stream.key, step.stop, stream.write(store, samples, computed))
+            advance(step.stop - step.first)
         with store.transaction():
             for stream in streams:
                 store.finish(stream.key, stream.close(store))
@@ -85,17 +95,18 @@ def _run(
 class _Outputs:
     key: str
     done: int
-    subject: LoadedSubject
+    bench: Bench
+    layer: str = ""
 
     def write(self, store: Store, samples: np.ndarray, computed: dict[str, Any]) -> bytes | None:
-        logits = computed["logits"][: len(samples)]
+        logits = computed["logits"]
         bad = ~np.isfinite(logits).all(axis=1)
         if bad.any():
             sample = int(samples[bad][0])
             raise ExecutionError(
                 "not-finite",
                 f"The model outputs NaN or infinities on {int(bad.sum())} samples, first sample {sample} "
-                f"({computed['paths'](sample)}).",
+                f"({self.bench.data.samples[sample].path}).",
                 "Mend the model, or look at that image.",
             )
         store.append("output", stage=self.key, sample=samples, logits=logits)
@@ -103,9 +114,9 @@ class _Outputs:
 
     def close(self, store: Store) -> dict[str, Any]:
         return {
-            "weights_sha256": self.subject.sha256,
-            "parameters": self.subject.parameters,
-            "architecture": self.subject.architecture,
+            "weights_sha256": self.bench.subject.sha256,
+            "parameters": self.bench.subject.parameters,
+            "architecture": self.bench.subject.architecture,
         }
 
 
@@ -119,7 +130,7 @@ class _References:
     top: TopReferences | None
 
     def write(self, store: Store, samples: np.ndarray, computed: dict[str, Any]) -> bytes | None:
-        values = computed["pooled"][self.layer][: len(samples)]
+        values = computed["pooled"][self.layer]
         if self.top is None:
             self.top = TopReferences(values.shape[1], self.m, self.layer)
         self.top.update(samples, values)
@@ -153,32 +164,42 @@ def _restored(checkpoint: bytes | None, layer: str) -> TopReferences | None:
         return TopReferences.restore(dict(state), layer)
 
 
-def forward_pass(
-    plan: AuditPlan, data: DataSet, store: Store, subject: LoadedSubject, inputs: dict[str, dict[str, Any]], progress: Progress
-) -> None:
+@dataclass(frozen=True)
+class _Forward:
+    """Outputs, and every component's pooled activation."""
+
+    batch: int
+    pooling: Literal["max", "mean"]
+    threads: int = 1
+    ahead: int = 2
+
+    def prepare(self, bench: Bench, step: _Step) -> torch.Tensor:
+        return _inputs(bench, step, self.batch)
+
+    def compute(self, bench: Bench, step: _Step, images: torch.Tensor) -> dict[str, Any]:
+        count = step.stop - step.first
+        with torch.inference_mode(), capture(bench.subject.model, step.layers) as seen:
+            logits = bench.subject.model(images)
+            pooled = {layer: pool(seen[layer], self.pooling)[:count].numpy() for layer in step.layers}
+        return {"logits": logits.float()[:count].numpy(), "pooled": pooled}
+
+
+def forward_pass(plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress) -> None:
     """Run the model once over all samples: outputs, and the reference samples of every component of every layer."""
-    settings, total = plan.audit.measurement, len(data.samples)
+    settings, total = plan.audit.measurement, len(engine.bench.data.samples)
     streams: list[_Stream] = []
     state = store.begin("outputs", inputs["outputs"], total)
     if not state.complete:
-        streams.append(_Outputs(state.key, state.done, subject))
+        streams.append(_Outputs(state.key, state.done, engine.bench))
     for layer in plan.audit.layers:
         name = f"references:{layer}"
         state = store.begin(name, inputs[name], total)
         if not state.complete:
             top = _restored(state.checkpoint, layer)
             streams.append(_References(state.key, state.done, layer, settings.reference_samples, settings.pooling, top))
-    if not streams:
-        return
-
-    def compute(images: torch.Tensor, active: Sequence[_Stream]) -> dict[str, Any]:
-        layers = [stream.layer for stream in active if isinstance(stream, _References)]
-        with torch.inference_mode(), capture(subject.model, layers) as seen:
-            logits = subject.model(images)
-            pooled = {layer: pool(seen[layer], settings.pooling).numpy() for layer in layers}
-        return {"logits": logits.float().numpy(), "pooled": pooled, "paths": lambda sample: data.samples[sample].path}
-
-    _run(store, streams, subject, data, settings.batch_size, compute, progress, "Outputs and reference samples")
+    if streams:
+        batch = min(settings.batch_size, total)
+        _run(store, streams, engine, _Forward(batch, settings.pooling), batch, progress, "Outputs and reference samples")
 
 
 @dataclass
@@ -192,14 +213,14 @@ class _Relevance:
     def write(self, store: Store, samples: np.ndarray, computed: dict[str, Any]) -> bytes | None:
         values, ratio = computed["relevance"][self.layer], computed["conservation"][self.layer]
         count, classes = len(samples), len(self.classes)
-        values = values[:count].reshape(count * classes, -1)
+        values = values.reshape(count * classes, -1)
         if not np.isfinite(values).all():
             raise ExecutionError(
                 "not-finite",
                 f"The relevance in layer {self.layer!r} is NaN or infinite on some samples.",
                 "Try `attribution: activation_x_gradient`, and check the model.",
             )
-        ratio = ratio[:count].reshape(-1).astype(np.float32)
+        ratio = ratio.reshape(-1).astype(np.float32)
         kept = [float(value) if np.isfinite(value) else None for value in ratio]
         store.append(
             "relevance",
@@ -215,30 +236,44 @@ class _Relevance:
         return {"attribution": self.attribution}
 
 
-def _first(data: DataSet, subject: LoadedSubject) -> torch.Tensor:
-    return subject.transform(read_image(data.file(data.samples[0])))[None]
+@dataclass(frozen=True)
+class _Attribute:
+    """Every component's relevance for every audited class."""
+
+    batch: int
+    classes: tuple[int, ...]
+    method: Method
+    threads: int = 1
+    ahead: int = 2
+
+    def prepare(self, bench: Bench, step: _Step) -> torch.Tensor:
+        return _inputs(bench, step, self.batch)
+
+    def compute(self, bench: Bench, step: _Step, images: torch.Tensor) -> dict[str, Any]:
+        count = step.stop - step.first
+        values, ratios = relevance(bench.subject, images, step.layers, self.classes, self.method)
+        return {
+            "relevance": {layer: value[:count] for layer, value in values.items()},
+            "conservation": {layer: ratio[:count] for layer, ratio in ratios.items()},
+        }
 
 
 def relevance_pass(
-    plan: AuditPlan, data: DataSet, store: Store, subject: LoadedSubject, inputs: dict[str, dict[str, Any]], progress: Progress
+    plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
     """Attribute every audited class's logit to the components of every layer, on every sample."""
-    settings, total = plan.audit.measurement, len(data.samples)
-    classes = audited_classes(plan)
+    settings, bench = plan.audit.measurement, engine.bench
+    classes, total = audited_classes(plan), len(bench.data.samples)
     words = ""
     streams: list[_Stream] = []
     for layer in plan.audit.layers:
         name = f"relevance:{layer}"
         state = store.begin(name, inputs[name], total)
         if not state.complete:
-            words = words or describe(subject, _first(data, subject), settings.attribution)
+            first = bench.subject.transform(read_image(bench.data.file(bench.data.samples[0])))[None]
+            words = words or describe(bench.subject, first, settings.attribution)
             streams.append(_Relevance(state.key, state.done, layer, classes, words))
-    if not streams:
-        return
-
-    def compute(images: torch.Tensor, active: Sequence[_Stream]) -> dict[str, Any]:
-        layers = [stream.layer for stream in active if isinstance(stream, _Relevance)]
-        values, ratios = relevance(subject, images, layers, classes, settings.attribution)
-        return {"relevance": values, "conservation": ratios}
-
-    _run(store, streams, subject, data, settings.batch_size, compute, progress, "Relevance of components")
+    if streams:
+        batch = min(settings.batch_size, total)
+        work = _Attribute(batch, classes, settings.attribution)
+        _run(store, streams, engine, work, batch, progress, "Relevance of components")

@@ -14,15 +14,15 @@ from PIL import Image
 from semlens_audit.data import DataSet, read_image
 from semlens_audit.digest import digest
 from semlens_audit.errors import DataError
-from semlens_audit.foundation import BATCH, Foundation
+from semlens_audit.foundation import BATCH, Foundation, Precision
 from semlens_audit.paths import examples_root
 from semlens_audit.plan import AuditPlan
-from semlens_audit.prefetch import prefetched
 from semlens_audit.probe_texts import box_text, prompts
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
 from semlens_audit.subject import make_view
 from semlens_audit.vectors import crop_vectors, null_vectors
+from semlens_audit.work import Bench, Engine
 
 __all__ = ["embedding_pass", "null_regions", "probe_pass", "settle_precision"]
 
@@ -87,13 +87,11 @@ def null_regions(boxes: np.ndarray, samples: int, side: int, count: int, seed: i
 
 
 def embedding_pass(
-    plan: AuditPlan, data: DataSet, store: Store, foundation: Foundation, inputs: dict[str, dict[str, Any]], progress: Progress
+    plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
     """Embed whole inputs, every layer's crops and its random crops; a region that is in the pool already costs nothing."""
-    side, pool = (
-        plan.audit.subject.preprocessing.size,
-        _Pool(plan, data, store, foundation, digest(inputs["foundation"]), progress),
-    )
+    data, side = engine.bench.data, plan.audit.subject.preprocessing.size
+    pool = _Pool(store, engine, digest(inputs["foundation"]), progress)
     everything = np.array([[sample.id, 0, 0, side, side] for sample in data.samples])
     pool.embed("views", "Embeddings, whole images", inputs["views"], everything)
     for layer in plan.audit.layers:
@@ -143,13 +141,35 @@ def _meanings(store: Store, inputs: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
+class _Embed:
+    """Embeddings of regions, `BATCH` at a time; an item is (n, 5) sample and box, in ascending order."""
+
+    precision: Precision
+    threads: int = 2
+    ahead: int = 3
+
+    def prepare(self, bench: Bench, regions: np.ndarray) -> list[torch.Tensor]:
+        rows, last, view = [], -1, None
+        for sample, *box in regions.tolist():
+            if sample != last or view is None:
+                last, view = (
+                    sample,
+                    make_view(read_image(bench.data.file(bench.data.samples[sample])), bench.plan.audit.subject.preprocessing),
+                )
+            rows.append(bench.foundation.prepare(view.crop(tuple(box))))
+        return rows
+
+    def compute(self, bench: Bench, regions: np.ndarray, ready: list[torch.Tensor]) -> np.ndarray:
+        bench.foundation.precision = self.precision
+        return bench.foundation.embed_prepared(ready)
+
+
+@dataclass(frozen=True)
 class _Pool:
     """The pool of region embeddings of one foundation model on one data set."""
 
-    plan: AuditPlan
-    data: DataSet
     store: Store
-    foundation: Foundation
+    engine: Engine
     key: str
     progress: Progress
 
@@ -162,17 +182,15 @@ class _Pool:
         if state.complete:
             return
         missing = self._missing(distinct)
-        before = len(distinct) - len(missing)
-        with self.progress.stage(title, len(distinct), before) as advance:
-            starts = range(0, len(missing), BATCH)
-            for start, rows in prefetched(
-                lambda start: self._prepare(missing[start : start + BATCH]), starts, workers=2, ahead=3
-            ):
-                vectors, part = self.foundation.embed_prepared(rows), missing[start : start + BATCH]
+        done = len(distinct) - len(missing)
+        batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
+        with self.progress.stage(title, len(distinct), done) as advance:
+            for part, vectors in self.engine.run(_Embed(self.engine.bench.foundation.precision), batches):
                 columns = {column: part[:, i + 1] for i, column in enumerate(_BOX)}
+                done += len(part)
                 with store.transaction():
                     store.append("region", pool=self.key, sample=part[:, 0], **columns, vector=vectors)
-                    store.advance(state.key, before + start + len(part))
+                    store.advance(state.key, done)
                 advance(len(part))
         with store.transaction():
             if closing is not None:
@@ -183,17 +201,6 @@ class _Pool:
         found = self.store.arrays("SELECT sample, x0, y0, x1, y1 FROM region WHERE pool = ?", (self.key,))
         known = set(zip(*(found[column].tolist() for column in ("sample", *_BOX)), strict=True))
         return distinct[[tuple(row) not in known for row in distinct.tolist()]] if known else distinct
-
-    def _prepare(self, regions: np.ndarray) -> list[torch.Tensor]:
-        rows, last, view = [], -1, None
-        for sample, *box in regions.tolist():
-            if sample != last or view is None:
-                last, view = (
-                    sample,
-                    make_view(read_image(self.data.file(self.data.samples[sample])), self.plan.audit.subject.preprocessing),
-                )
-            rows.append(self.foundation.prepare(view.crop(tuple(box))))
-        return rows
 
 
 def probe_pass(

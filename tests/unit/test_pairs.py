@@ -7,13 +7,14 @@ import dataclasses
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from semlens_audit import checks, engine, index, proportions
 from semlens_audit.behaviour import class_margin
-from semlens_audit.data import open_data, read_image
+from semlens_audit.data import DataSet, open_data, read_image
 from semlens_audit.data_gallery import picture
 from semlens_audit.data_measure import measure_data
 from semlens_audit.errors import DataError, ExecutionError
@@ -28,6 +29,11 @@ from semlens_audit.stages import stage_inputs
 from semlens_audit.store import Store
 from tests.unit import index_world as world
 from tests.unit import synthetic
+
+if TYPE_CHECKING:
+    import torch
+
+    from semlens_audit.work import LocalEngine
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +117,16 @@ def outputs(plan: AuditPlan, paths: list[Path]) -> np.ndarray:
         return np.concatenate([subject.model(part).numpy() for part in rows.split(32)])
 
 
+def engine_of(plan: AuditPlan, data: DataSet, model: torch.nn.Module) -> LocalEngine:
+    """An engine whose subject is `model`."""
+    from semlens_audit.subject import load_subject
+    from semlens_audit.work import Bench, LocalEngine
+
+    bench = Bench(plan, data)
+    bench.subject = dataclasses.replace(load_subject(plan), model=model)
+    return LocalEngine(bench)
+
+
 class TestEngine:
     def test_the_effect_is_that_of_the_model_on_each_pair(self, plan: AuditPlan, record: AuditRecord) -> None:
         pairs = open_data(plan).pairs
@@ -182,9 +198,8 @@ class TestEngine:
 
         with Store.open(tmp_path / "store.duckdb") as store:
             with pytest.raises(KeyboardInterrupt):
-                stopping = dataclasses.replace(subject, model=Stopping())
-                pair_pass(plan, data.pairs, store, stopping, inputs, SilentProgress())
-            pair_pass(plan, data.pairs, store, dataclasses.replace(subject, model=Stopping()), inputs, SilentProgress())
+                pair_pass(plan, data.pairs, store, engine_of(plan, data, Stopping()), inputs, SilentProgress())
+            pair_pass(plan, data.pairs, store, engine_of(plan, data, Stopping()), inputs, SilentProgress())
             rows = store.arrays("SELECT sample, logits FROM output ORDER BY sample")
         assert seen == [8, 8, 8]
         assert rows["sample"].tolist() == list(range(len(data.pairs.images)))
@@ -194,17 +209,14 @@ class TestEngine:
     def test_outputs_that_are_not_finite_name_the_image(self, plan: AuditPlan, tmp_path: Path) -> None:
         import torch
 
-        from semlens_audit.subject import load_subject
-
         class Broken(torch.nn.Module):
             def forward(self, images: torch.Tensor) -> torch.Tensor:
                 return torch.full((len(images), 2), float("nan"))
 
         data = open_data(plan)
         assert data.pairs is not None
-        subject = dataclasses.replace(load_subject(plan), model=Broken())
         with Store.open(tmp_path / "store.duckdb") as store, pytest.raises(ExecutionError, match="twins/") as caught:
-            pair_pass(plan, data.pairs, store, subject, stage_inputs(plan, data), SilentProgress())
+            pair_pass(plan, data.pairs, store, engine_of(plan, data, Broken()), stage_inputs(plan, data), SilentProgress())
         assert caught.value.slug == "not-finite"
 
     def test_an_image_that_went_away_is_named(self, plan: AuditPlan, record: AuditRecord) -> None:

@@ -1,0 +1,122 @@
+"""A pass over many items as work that any process can do: prepared in threads, computed item by item, yielded in order.
+
+What an item gives depends on the item and the pass alone, never on its neighbours or on who computed it. Only the process that
+was asked writes the store, so that every engine leaves the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from semlens_audit.data import DataSet
+from semlens_audit.execution import Execution
+from semlens_audit.plan import AuditPlan
+from semlens_audit.prefetch import prefetched
+
+if TYPE_CHECKING:
+    from semlens_audit.foundation import Foundation
+    from semlens_audit.subject import LoadedSubject
+
+__all__ = ["Bench", "Engine", "LocalEngine", "Work"]
+
+Item = TypeVar("Item")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+Ready = TypeVar("Ready")
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Bench:
+    """What items are computed with: the audit, its data, and the networks, each loaded when first asked for.
+
+    Parameters
+    ----------
+    plan
+        The audit, as it is indexed.
+    data
+        Its test data.
+    allow_code
+        Whether a model defined by the user's own Python file may be imported.
+    execution
+        Where and with what.
+    """
+
+    def __init__(
+        self, plan: AuditPlan, data: DataSet, *, allow_code: bool = False, execution: Execution | None = None
+    ) -> None:
+        self.plan, self.data, self.allow_code = plan, data, allow_code
+        self.execution = execution or Execution()
+
+    @cached_property
+    def subject(self) -> LoadedSubject:
+        """The audited model."""
+        from semlens_audit.subject import load_subject
+
+        return load_subject(self.plan, allow_code=self.allow_code)
+
+    @cached_property
+    def foundation(self) -> Foundation:
+        """The foundation model."""
+        from semlens_audit.foundation import load_foundation
+
+        return load_foundation(self.plan)
+
+    def forget_subject(self) -> None:
+        """Free the audited model; asked for again, it is loaded again."""
+        self.__dict__.pop("subject", None)
+
+
+class Work(Protocol[Item_contra, Ready, Result_co]):
+    """One pass, as it is told to whoever does a part of it: picklable, without networks or open files."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that prepare."""
+        ...
+
+    @property
+    def ahead(self) -> int:
+        """Items prepared before they are asked for; what is prepared is held in memory."""
+        ...
+
+    def prepare(self, bench: Bench, item: Item_contra) -> Ready:
+        """Read and decode what the item needs; runs in a thread."""
+        ...
+
+    def compute(self, bench: Bench, item: Item_contra, ready: Ready) -> Result_co:
+        """What the item gives, as picklable values on the CPU."""
+        ...
+
+
+class Engine(Protocol):
+    """Does the work of a pass."""
+
+    @property
+    def bench(self) -> Bench:
+        """The bench of the process that writes the store."""
+        ...
+
+    def run(self, work: Work[Item, Ready, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
+        """Yield every item with its result, in the order of `items`; an item's error is raised when its turn comes."""
+        ...
+
+
+class LocalEngine:
+    """Does all work in this process.
+
+    Parameters
+    ----------
+    bench
+        What it is done with.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def run(self, work: Work[Item, Ready, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
+        """See `Engine.run`."""
+        prepare = partial(work.prepare, self.bench)
+        for item, ready in prefetched(prepare, items, workers=work.threads, ahead=work.ahead):
+            yield item, work.compute(self.bench, item, ready)
