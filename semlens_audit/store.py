@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["StageState", "Store"]
 
 _BATCH = 20_000
+_ORDERED = re.compile(r"SELECT (?P<columns>.+?) FROM (?P<table>\"?\w+\"?) WHERE (?P<where>.+?) ORDER BY (?P<order>.+)", re.DOTALL)
+_LEAST_MEMORY = 64 << 20
 _CLOSED: dict[str, str | bool | int | float | list[str]] = {
     "enable_external_access": "false",
     "autoinstall_known_extensions": "false",
@@ -84,8 +87,18 @@ class Store:
         self._fresh: set[str] = set()
 
     @classmethod
-    def open(cls, path: Path, read_only: bool = False) -> Store:
+    def open(cls, path: Path, read_only: bool = False, *, memory_limit: int | None = None) -> Store:
         """Open the store at `path`, creating it and its folder unless `read_only`.
+
+        Parameters
+        ----------
+        path
+            The file.
+        read_only
+            Whether writing is refused; several processes can read at once, and none while one writes.
+        memory_limit
+            Bytes that the database may hold in memory; what exceeds them goes to a folder beside the store. ``None``: up to 80 % of
+            the machine's.
 
         Raises
         ------
@@ -108,7 +121,7 @@ class Store:
                 file=str(path),
             ) from error
         try:
-            connection = duckdb.connect(str(path), read_only=read_only, config=_CLOSED)
+            connection = duckdb.connect(str(path), read_only=read_only, config={**_CLOSED, **_spilling(path, memory_limit)})
         except (duckdb.Error, OSError) as error:
             raise store_error(error, path) from error
         store = cls(path, connection, read_only)
@@ -184,6 +197,50 @@ class Store:
         except (duckdb.Error, OSError) as error:
             raise store_error(error, self.path) from error
         return {name: _stacked(values) for name, values in columns.items()}
+
+    def blocks(self, sql: str, parameters: Sequence[object] = (), rows: int = 4096) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of a query in order, some at a time, in memory that does not grow with their number.
+
+        The order is found from the columns that it names alone, so that vectors are never sorted. Between two blocks the store may
+        be used for anything else but removing the rows.
+
+        Parameters
+        ----------
+        sql
+            ``SELECT columns FROM table WHERE condition ORDER BY columns``, of one table.
+        parameters
+            Of the condition.
+        rows
+            Most rows of a block.
+
+        Yields
+        ------
+        dict
+            Column -> array of at most `rows` values, as `arrays` gives them.
+
+        Raises
+        ------
+        ValueError
+            If `sql` has another form, or `rows` is not positive.
+        """
+        parts = _ORDERED.fullmatch(sql.strip())
+        if parts is None or rows < 1:
+            raise ValueError(f"not SELECT columns FROM table WHERE condition ORDER BY columns, or no rows: {sql!r}, {rows}")
+        table = parts["table"]
+        found = self.arrays(f"SELECT rowid FROM {table} WHERE {parts['where']} ORDER BY {parts['order']}", parameters)["rowid"]
+        chosen = f"SELECT rowid AS _rowid, {parts['columns']} FROM {table} WHERE rowid"
+        for start in range(0, len(found), rows):
+            wanted = found[start : start + rows]
+            first, last = int(wanted.min()), int(wanted.max())
+            if last - first + 1 == len(wanted):  # rows that were written one after the other
+                block = self.arrays(f"{chosen} BETWEEN ? AND ?", (first, last))
+            else:
+                block = self.arrays(f"{chosen} IN (SELECT unnest(?::BIGINT[]))", (wanted.tolist(),))
+            came = block.pop("_rowid")
+            if not np.array_equal(came, wanted):
+                place = np.argsort(came)[np.argsort(np.argsort(wanted))]
+                block = {name: values[place] for name, values in block.items()}
+            yield block
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -334,6 +391,13 @@ class Store:
             except (duckdb.Error, OSError) as error:
                 raise store_error(error, self.path) from error
         return state.hexdigest()
+
+
+def _spilling(path: Path, memory_limit: int | None) -> dict[str, str | bool | int | float | list[str]]:
+    """Settings that bound the database's memory; a limit too small for it to work at all is raised to the least that is not."""
+    if memory_limit is None:
+        return {}
+    return {"memory_limit": f"{max(memory_limit, _LEAST_MEMORY)}B", "temp_directory": f"{path}.tmp"}
 
 
 def _plain(value: Any) -> Any:

@@ -357,3 +357,55 @@ def test_the_store_needs_neither_torch_nor_pandas_to_be_read(tmp_path: Path) -> 
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class TestBlocks:
+    SQL = "SELECT sample, class, relevance, conservation FROM relevance WHERE stage = ? ORDER BY sample, class"
+
+    @pytest.fixture
+    def written(self, store: Store) -> np.ndarray:
+        """30 samples x 2 classes, written in an order of their own, between rows of another stage."""
+        rng = np.random.default_rng(4)
+        values = rng.normal(size=(30, 2, 5)).astype(np.float32)
+        for part in np.array_split(rng.permutation(30), 7):
+            sample, label = np.repeat(part, 2), np.tile([3, 1], len(part))
+            for key, sign in (("k", 1.0), ("other", -1.0)):
+                kept = [None if i == 4 else 0.5 * i for i in sample.tolist()]
+                rows = values[part].reshape(-1, 5) * np.float32(sign)
+                store.append("relevance", stage=key, sample=sample, **{"class": label}, relevance=rows, conservation=kept)
+        return values[:, ::-1].reshape(60, 5)
+
+    @pytest.mark.parametrize("rows", [1, 7, 59, 60, 1000])
+    def test_together_are_the_whole_in_order(self, store: Store, written: np.ndarray, rows: int) -> None:
+        blocks = list(store.blocks(self.SQL, ("k",), rows))
+        assert [len(block["sample"]) for block in blocks] == [min(rows, 60 - i) for i in range(0, 60, rows)]
+        assert all(list(block) == ["sample", "class", "relevance", "conservation"] for block in blocks)
+        np.testing.assert_array_equal(np.concatenate([block["relevance"] for block in blocks]), written)
+        np.testing.assert_array_equal(np.concatenate([block["sample"] for block in blocks]), np.repeat(np.arange(30), 2))
+        np.testing.assert_array_equal(np.concatenate([block["class"] for block in blocks]), np.tile([1, 3], 30))
+        ratio = np.ma.concatenate([block["conservation"] for block in blocks])
+        assert np.ma.getmaskarray(ratio).tolist() == [i == 4 for i in np.repeat(np.arange(30), 2).tolist()]
+        np.testing.assert_array_equal(np.ma.filled(ratio, 2.0), np.float32([2 if i == 4 else i / 2 for i in np.repeat(range(30), 2)]))
+
+    def test_rows_written_one_after_the_other(self, store: Store) -> None:
+        values = np.arange(40, dtype=np.float32).reshape(20, 2)
+        store.append("output", stage="k", sample=np.arange(20), logits=values)
+        sql = "SELECT logits FROM output WHERE stage = ? AND sample >= ? ORDER BY sample"
+        np.testing.assert_array_equal(np.concatenate([b["logits"] for b in store.blocks(sql, ("k", 5), 4)]), values[5:])
+        assert list(store.blocks(sql, ("none", 0))) == []
+
+    def test_the_store_may_be_used_between_two(self, store: Store, written: np.ndarray) -> None:
+        seen = []
+        for block in store.blocks(self.SQL, ("k",), 10):
+            store.put_measurement("m", str(len(seen)))
+            seen.append(block["relevance"])
+        np.testing.assert_array_equal(np.concatenate(seen), written)
+
+    @pytest.mark.parametrize("sql", ["SELECT sample FROM relevance", "SELECT 1", "DELETE FROM relevance WHERE true ORDER BY sample"])
+    def test_other_statements_are_refused(self, store: Store, sql: str) -> None:
+        with pytest.raises(ValueError, match="ORDER BY"):
+            next(store.blocks(sql))
+
+    def test_no_rows_at_a_time_are_refused(self, store: Store) -> None:
+        with pytest.raises(ValueError, match="no rows"):
+            next(store.blocks(self.SQL, ("k",), 0))
