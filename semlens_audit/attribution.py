@@ -12,6 +12,7 @@ import torch
 from semlens_audit.components import capture, first_tensor, maps
 from semlens_audit.cropping import box, boxes
 from semlens_audit.errors import ExecutionError, SubjectError
+from semlens_audit.layouts import prefix_tokens
 from semlens_audit.lrp import COMPOSITE, relevance_model
 
 __all__ = ["Attributable", "Method", "box", "boxes", "describe", "heatmaps", "relevance", "stream_heatmaps"]
@@ -281,13 +282,13 @@ def _prepare(subject: Attributable, images: torch.Tensor, layer: str, method: Me
     (activation,) = _outputs(outputs, [layer])
     if activation.ndim == 2:
         return _input_times_gradient(subject.model, images, layer)
-    return _upsampled(maps(activation), images.shape[-1])
+    return _upsampled(maps(activation, prefix_tokens(subject.model)), images.shape[-1])
 
 
 def _conditional(model: torch.nn.Module, images: torch.Tensor, layer: str) -> _Run:
     activation, inputs = relevance_model(model, images).up_to(images, layer)
     if activation.ndim == 3:
-        return _upsampled(maps(activation.detach()), images.shape[-1])
+        return _upsampled(maps(activation.detach(), prefix_tokens(model)), images.shape[-1])
 
     def run(components: np.ndarray) -> np.ndarray:
         start = _only(activation.detach(), components)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from semlens_audit.errors import ExecutionError, SubjectError
-from semlens_audit.networks import nearest_layer
+from semlens_audit.layouts import first_tensor, grid_of, observed, replace_first
 
 __all__ = ["NO_SAMPLE", "TopReferences", "capture", "first_tensor", "maps", "pool", "replace_first"]
 
@@ -160,39 +159,6 @@ class TopReferences:
         return top
 
 
-def first_tensor(output: object) -> torch.Tensor:
-    """The first tensor of a layer's output, which may be a tensor or a tuple, list or mapping that holds some.
-
-    Raises
-    ------
-    SubjectError
-        ``no-tensor-output``.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    parts = list(output.values()) if isinstance(output, Mapping) else output
-    if isinstance(parts, list | tuple):
-        for part in parts:
-            if isinstance(part, torch.Tensor):
-                return part
-    raise SubjectError(
-        "no-tensor-output", f"The layer returns {type(output).__name__}, which holds no tensor.", "Audit another layer."
-    )
-
-
-def replace_first(output: object, tensor: torch.Tensor) -> object:
-    """`output` with its first tensor replaced, in the same container."""
-    if isinstance(output, torch.Tensor):
-        return tensor
-    old = first_tensor(output)
-    if isinstance(output, Mapping):
-        return type(output)({key: tensor if part is old else part for key, part in output.items()})  # type: ignore[call-arg]
-    parts = [tensor if part is old else part for part in output]  # type: ignore[attr-defined]
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return type(output)(*parts)
-    return type(output)(parts)  # type: ignore[call-arg]
-
-
 def pool(activation: torch.Tensor, how: Literal["max", "mean"]) -> torch.Tensor:
     """Pool a layer's output over space or tokens into one value per component.
 
@@ -224,8 +190,15 @@ def pool(activation: torch.Tensor, how: Literal["max", "mean"]) -> torch.Tensor:
     raise _unknown_layout(activation)
 
 
-def maps(activation: torch.Tensor) -> torch.Tensor:
+def maps(activation: torch.Tensor, prefix: int | None = None) -> torch.Tensor:
     """Lay out a layer's output as (B, K, H, W) maps; tokens on their square grid, class and register tokens left out.
+
+    Parameters
+    ----------
+    activation
+        (B, K, H, W) or (B, T, K).
+    prefix
+        Number of tokens before those of the grid, as `semlens_audit.layouts.prefix_tokens` tells it.
 
     Raises
     ------
@@ -236,11 +209,15 @@ def maps(activation: torch.Tensor) -> torch.Tensor:
         return activation
     if activation.ndim == 3:
         batch, tokens, components = activation.shape
-        side = math.isqrt(tokens)
-        # Prefix tokens (class, distillation, registers) come first; a handful at most, so the largest fitting grid is meant.
-        if side >= 1 and tokens - side * side <= 8:
-            grid = activation[:, tokens - side * side :]
-            return grid.transpose(1, 2).reshape(batch, components, side, side)
+        grid = grid_of(tokens, prefix)
+        if grid is not None:
+            before, side = grid
+            return activation[:, before:].transpose(1, 2).reshape(batch, components, side, side)
+        raise SubjectError(
+            "unknown-layout",
+            f"The layer's output has shape {tuple(activation.shape)}: its {tokens} tokens form no square grid, so they have no place.",
+            "Audit a layer whose tokens are those of square patches of the image, with class and register tokens before them.",
+        )
     raise _unknown_layout(activation)
 
 
@@ -271,29 +248,21 @@ def capture(
     Yields
     ------
     dict
-        layer -> its last output (first tensor of a tuple), filled anew by every forward pass.
+        layer -> its last output (first tensor of a tuple) as (B, K, H, W), (B, T, K) or (B, K), filled anew by every forward pass.
 
     Raises
     ------
     SubjectError
-        ``unknown-layer``.
+        ``unknown-layer``; in the forward pass, outputs whose layout is refused: see `semlens_audit.layouts.layout_of`.
     """
     outputs: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Callable[[torch.nn.Module, object, object], object]:
-        def hook(module: torch.nn.Module, inputs: object, output: object) -> object:
-            tensor = first_tensor(output)
-            if differentiable and not tensor.requires_grad:
-                tensor = tensor.detach().requires_grad_(True)
-            outputs[name] = tensor
-            # What follows may work in place (ReLU, +=), so it gets a copy and the collected tensor stays as it was.
-            return replace_first(output, tensor.clone())
+    def keep(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if differentiable and not tensor.requires_grad:
+            tensor = tensor.detach().requires_grad_(True)
+        outputs[name] = tensor
+        # What follows may work in place (ReLU, +=), so it gets a copy and the collected tensor stays as it was.
+        return tensor.clone()
 
-        return hook
-
-    handles = [nearest_layer(model, name).register_forward_hook(keep(name)) for name in layers]
-    try:
+    with observed(model, layers, keep):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
-from semlens_audit.components import capture, first_tensor, replace_first
+from semlens_audit.components import capture
 from semlens_audit.errors import ExecutionError, SubjectError
+from semlens_audit.layouts import observed
 from semlens_audit.networks import nearest_layer
 from semlens_audit.subject import LoadedSubject
 
@@ -66,20 +66,6 @@ def _chosen(sets: torch.Tensor, ndim: int) -> torch.Tensor:
     return sets.reshape(shapes[ndim])
 
 
-@contextmanager
-def _replaced(module: torch.nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside, the first tensor of the module's output is what `change` makes of it."""
-
-    def hook(_module: torch.nn.Module, _inputs: object, output: object) -> object:
-        return replace_first(output, change(first_tensor(output)))
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 class Ablation:
     """Switches sets of components of one layer off, many sets in one pass where the network allows it.
 
@@ -100,7 +86,8 @@ class Ablation:
     """
 
     def __init__(self, subject: LoadedSubject, layer: str, sets: Sequence[Sequence[int]]) -> None:
-        self._model, self._module = subject.model, nearest_layer(subject.model, layer)
+        nearest_layer(subject.model, layer)  # a layer that is not there is complained about at once
+        self._model = subject.model
         self._layer, self._sets = layer, [sorted(set(chosen)) for chosen in sets]
         self._one: torch.Tensor | None = None
         self.expanded: bool | None = None
@@ -164,11 +151,11 @@ class Ablation:
     def _together(self, outputs: torch.Tensor, values: torch.Tensor, sets: Sequence[Sequence[int]]) -> torch.Tensor:
         """(S, B, C): one pass for all `sets`."""
 
-        def change(output: torch.Tensor) -> torch.Tensor:
+        def change(_layer: str, output: torch.Tensor) -> torch.Tensor:
             mixed = torch.where(self._masks(sets, outputs), values, outputs)
             return mixed.reshape(len(sets) * len(outputs), *outputs.shape[1:]).to(output.dtype)
 
-        with _replaced(self._module, change):
+        with observed(self._model, [self._layer], change):
             answers = self._model(self._one)
         if len(answers) != len(sets) * len(outputs):
             raise _RowsError
@@ -179,10 +166,10 @@ class Ablation:
         rows = []
         for chosen in sets:
 
-            def change(output: torch.Tensor, chosen: Sequence[int] = chosen) -> torch.Tensor:
+            def change(_layer: str, output: torch.Tensor, chosen: Sequence[int] = chosen) -> torch.Tensor:
                 return torch.where(self._masks([chosen], output)[0], values.to(output.dtype), output)
 
-            with _replaced(self._module, change):
+            with observed(self._model, [self._layer], change):
                 rows.append(self._model(images))
         return torch.stack(rows)
 

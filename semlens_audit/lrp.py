@@ -13,16 +13,15 @@ by name, never treated as a plain gradient. The model itself is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from semlens_audit.components import first_tensor
 from semlens_audit.errors import SubjectError
+from semlens_audit.layouts import first_tensor, observed
 from semlens_audit.lrp_modes import Observe, Propagate
-from semlens_audit.networks import nearest_layer
 
 __all__ = ["COMPOSITE", "RelevanceModel", "relevance_model"]
 
@@ -122,18 +121,15 @@ class RelevanceModel:
         inputs = images.detach().clone(memory_format=torch.channels_last).requires_grad_(True)
         reached: list[torch.Tensor] = []
 
-        def stop(module: torch.nn.Module, args: object, output: object) -> None:
-            reached.append(first_tensor(output))
+        def stop(_layer: str, output: torch.Tensor) -> None:
+            reached.append(output)
             raise _Reached
 
-        handle = nearest_layer(self.model, layer).register_forward_hook(stop)
         try:
-            with self._propagating(), torch.enable_grad():
+            with observed(self.model, [layer], stop), self._propagating(), torch.enable_grad():
                 self.model(inputs)
         except _Reached:
             return reached[0], inputs
-        finally:
-            handle.remove()
         raise SubjectError(
             "unused-layer", f"The layer {layer!r} takes no part in the forward pass.", "Audit another layer."
         )
@@ -144,20 +140,12 @@ def _collecting(model: torch.nn.Module, layers: Sequence[str]) -> Iterator[dict[
     """Collect layer outputs; one without a graph becomes the start of one."""
     outputs: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Callable[[torch.nn.Module, object, object], None]:
-        def hook(module: torch.nn.Module, inputs: object, output: object) -> None:
-            tensor = first_tensor(output)
-            # In place, because a folded batch norm recognises its convolution by the very tensor.
-            outputs[name] = tensor if tensor.requires_grad else tensor.requires_grad_(True)
+    def keep(name: str, tensor: torch.Tensor) -> None:
+        # In place, because a folded batch norm recognises its convolution by the very tensor.
+        outputs[name] = tensor if tensor.requires_grad else tensor.requires_grad_(True)
 
-        return hook
-
-    handles = [nearest_layer(model, name).register_forward_hook(keep(name)) for name in layers]
-    try:
+    with observed(model, layers, keep):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _fingerprint(model: torch.nn.Module) -> tuple[tuple[int, int], ...]:

@@ -26,7 +26,7 @@ THUMBNAILS = 8
 """Reference samples of each component that get pictures."""
 
 _MODEL = ("subject.py", "networks.py", "weights.py", "images.py")
-_ATTRIBUTION = ("attribution.py", "components.py", "cropping.py", "lrp*.py")
+_ATTRIBUTION = ("attribution.py", "components.py", "cropping.py", "layouts.py", "lrp*.py")
 
 
 @cache
@@ -139,7 +139,7 @@ def _reference_inputs(plan: AuditPlan, model: dict[str, Any], layer: str) -> dic
         "layer": layer,
         "pooling": settings.pooling,
         "m": settings.reference_samples,
-        "code": _code(*_MODEL, "components.py"),
+        "code": _code(*_MODEL, "components.py", "layouts.py"),
     }
     relevance = {
         "stage": "relevance",

@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).parent / "qualification" / "qualification.json"
 _PRESENTED = {"gallery", "records"}
 """Modules that values are kept and shown with; they measure and decide nothing."""
 _STAGES = (
-    "attribution", "components", "cropping", "crops", "data", "foundation", "images", "index", "lrp", "lrp_modes", "lrp_rules",
+    "attribution", "components", "cropping", "crops", "data", "foundation", "images", "index", "layouts", "lrp", "lrp_modes", "lrp_rules",
     "networks", "passes", "prefetch", "probe_texts", "regions", "selection", "stages", "subject", "vectors", "verdict", "weights",
 )  # fmt: skip
 _UNLIKE = {"attribution", "batch_size", *INTERVENTION_SETTINGS}

@@ -262,7 +262,7 @@ class TestErrors:
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return self.fold(x).mean(dim=(2, 3, 4))
 
-        with pytest.raises(SubjectError, match="dimensions"):
+        with pytest.raises(SubjectError, match="cannot be told from places"):
             ablate(subject(Odd()), images(), "fold", [[1]], torch.zeros(3, 12, 3, 4))
 
     def test_an_unknown_layer(self) -> None:
