@@ -22,9 +22,9 @@ from semlens_audit.digest import digest
 from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence, PairEvidence
 from semlens_audit.influence import influences
 from semlens_audit.measure import measure
-from semlens_audit.plan import Audit, AuditPlan, Spec
+from semlens_audit.plan import AuditPlan
 from semlens_audit.records import AuditRecord
-from tests.benchmarks.coverage_world import CONCEPTS, Population
+from tests.benchmarks.coverage_world import CONCEPTS, Population, plan_of
 from tests.golden.sample_record import small
 
 CHECKS: dict[str, tuple[str, dict[str, float], tuple[str, ...]]] = {
@@ -42,32 +42,10 @@ CHECKS: dict[str, tuple[str, dict[str, float], tuple[str, ...]]] = {
 def plan(**settings: Any) -> AuditPlan:
     """One class, one layer, a check of every line of evidence."""
     asked = [
-        {
-            "id": name, "kind": kind, "class": "melanoma", "statement": "S.", "criterion": criterion, "rationale": "R.",
-            "concepts": list(concepts),
-        }
+        {"id": name, "kind": kind, "criterion": criterion, "concepts": list(concepts)}
         for name, (kind, criterion, concepts) in CHECKS.items()
-    ]  # fmt: skip
-    spec = {
-        "spec": "releases", "version": "1", "title": "Releases", "purpose": "Changes.", "classes": {"melanoma": {}},
-        "concepts": [
-            {"id": name, "role": "spurious" if index else "valid", "descriptions": [name]} for index, name in enumerate(CONCEPTS)
-        ],
-        "checks": asked,
-    }  # fmt: skip
-    audit = {
-        "audit": "releases", "title": "Releases", "spec": "spec.yaml", "layers": ["layer"],
-        "subject": {
-            "name": "Model", "model": {"source": "timm", "name": "resnet18"}, "classes": ["nevus", "mel"],
-            "class_map": {"melanoma": "mel"},
-        },
-        "data": {"source": "folder", "path": "."},
-        "measurement": {"reference_samples": 20, "null_sets": 1000, "bootstrap": 1000} | settings,
-    }  # fmt: skip
-    return AuditPlan(
-        spec=Spec.model_validate(spec), audit=Audit.model_validate(audit), spec_file="s", audit_file="a",
-        spec_digest="0" * 64, audit_digest="1" * 64,
-    )  # fmt: skip
+    ]
+    return plan_of("releases", asked, **settings)
 
 
 @dataclass(frozen=True)

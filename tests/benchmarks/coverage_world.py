@@ -6,6 +6,7 @@ pool of random crops.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,19 +31,23 @@ _CHECKS = (
 
 def plan(seed: int = 0, **settings: Any) -> AuditPlan:
     """Audit of the population: four checks on one class and one layer."""
-    checks = [
-        {"id": name, "kind": kind, "class": "melanoma", "statement": "S.", "criterion": criterion, "rationale": "R."}
-        for name, kind, criterion in _CHECKS
-    ]
+    checks = [{"id": name, "kind": kind, "criterion": criterion} for name, kind, criterion in _CHECKS]
+    return plan_of("population", checks, seed, **settings)
+
+
+def plan_of(name: str, checks: Sequence[dict[str, Any]], seed: int = 0, **settings: Any) -> AuditPlan:
+    """Audit called `name` of one class and one layer, whose files do not exist; `checks` as a spec writes them, without class and words."""
+    words = {"class": "melanoma", "statement": "S.", "rationale": "R."}
     spec = {
-        "spec": "population", "version": "1", "title": "Population", "purpose": "Coverage.", "classes": {"melanoma": {}},
+        "spec": name, "version": "1", "title": name.title(), "purpose": "Made up.", "classes": {"melanoma": {}},
         "concepts": [
-            {"id": name, "role": "spurious" if index else "valid", "descriptions": [name]} for index, name in enumerate(CONCEPTS)
+            {"id": concept, "role": "spurious" if index else "valid", "descriptions": [concept]}
+            for index, concept in enumerate(CONCEPTS)
         ],
-        "checks": checks,
+        "checks": [words | check for check in checks],
     }  # fmt: skip
     audit = {
-        "audit": "population", "title": "Population", "spec": "spec.yaml", "layers": ["layer"], "seed": seed,
+        "audit": name, "title": name.title(), "spec": "spec.yaml", "layers": ["layer"], "seed": seed,
         "subject": {
             "name": "Model", "model": {"source": "timm", "name": "resnet18"}, "classes": ["nevus", "mel"],
             "class_map": {"melanoma": "mel"},
