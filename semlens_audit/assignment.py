@@ -196,70 +196,164 @@ def assign_layer(
     DataError
         If there are fewer random crops than reference samples.
     """
-    settings = plan.audit.measurement
-    embeddings, present = source.embeddings, source.reference_ids >= 0
-    # Empty places are units of their own, which have no weight.
-    units = np.where(present, evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
-    counts = effective_units(units, present)
-    eligible = (counts >= 2) & ~source.dead
-    needed = round(float(counts[eligible].max())) if eligible.any() else 2
-    shape, draws = (len(embeddings), len(plan.spec.concepts)), (settings.bootstrap, len(embeddings))
-    clarity = np.full(len(embeddings), np.nan)
-    weight_draws = np.zeros((*draws, shape[1]), dtype=np.float16)
-    clarity_draws = np.zeros(draws, dtype=np.float32)
+    places = _places(evidence, source)
+    needed = round(float(places.counts[places.eligible].max())) if places.eligible.any() else 2
     if len(source.null_embeddings) < needed:
-        if eligible.any():
+        if places.eligible.any():
             raise DataError(
                 "too-few-random-crops",
                 f"layer {source.layer}: {len(source.null_embeddings)} random crops for reference sets of {needed}",
                 "use more samples or fewer reference samples",
             )
-        blank = np.full(shape, np.nan)
-        return AssignedLayer(
-            source, present, eligible, blank, blank, np.zeros(shape), weight_draws, clarity, clarity_draws, None
-        )
-    centre = source.null_embeddings.astype(np.float64).mean(axis=0)
-    probes = build_probes(plan, evidence, centre, np.zeros_like(centre))
-    usual_size, sizes, usual, null = _calibrations(plan, source, counts, eligible, probes)
-    aligned = scores.alignment(scores.concept_embedding(embeddings, present).astype(np.float64), probes)
-    z = concept_z(aligned, null, probes)
-    cut = critical_z(z, eligible, least=settings.significance, rate=settings.false_discovery_rate)
-    doubted = np.array([concept.id in doubtful for concept in plan.spec.concepts], dtype=bool)
-    divided = divide(z, excess(aligned, null, probes), eligible[:, None] & (z >= cut), doubted)
+        return _unassigned(plan, source, places)
+    point = _point(plan, evidence, source, places, doubtful)
     weights = draw_units(plan, evidence) if weights is None else weights
-    moved = _null_draws(plan, evidence, source, usual_size, probes, weights)
-    # A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
-    factor = spread_factor(counts) * np.array([student_factor(count - 1.0, settings.confidence) for count in counts])
-    for start in range(0, len(embeddings), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        even = present[part] / np.maximum(present[part].sum(axis=1, keepdims=True), 1)
-        clarity[part] = np.where(
-            counts[part] >= 2, resampled_clarity(embeddings[part], even[:, None], units[part])[:, 0], np.nan
-        )
-        chosen = reference_weights(weights, units[part], present[part])
-        drawn = resampled_alignment(embeddings[part], chosen, probes)
-        drawn = aligned[part][:, None] + (drawn - drawn.mean(axis=1, keepdims=True)) * factor[part][:, None, None]
-        shift = moved.shift * np.sqrt(sizes[part] / moved.size)[:, None, None]
-        drawn_z = concept_z(drawn, null.of(part), probes, (shift, moved.spread))
-        significant = eligible[part][:, None, None] & (drawn_z >= cut)
-        weight_draws[:, part] = divide(drawn_z, excess(drawn, null.of(part), probes, shift), significant, doubted).transpose(
-            1, 0, 2
-        )
-        clear = resampled_clarity(embeddings[part], chosen, units[part])
-        clear = np.nan_to_num(clarity[part])[:, None] + (clear - clear.mean(axis=1, keepdims=True)) * factor[part][:, None]
-        clarity_draws[:, part] = clear.T
+    clarity, weight_draws, clarity_draws = _resampled(plan, evidence, source, places, point, weights)
     return AssignedLayer(
         source,
-        present,
-        eligible,
-        _best_alignment(aligned, null, probes),
-        z,
-        divided,
+        places.present,
+        places.eligible,
+        _best_alignment(point.aligned, point.null, point.probes),
+        point.z,
+        point.weights,
         weight_draws,
         clarity,
         clarity_draws,
-        _concept_null(usual, probes),
+        _concept_null(point.usual, point.probes),
     )
+
+
+@dataclass(frozen=True)
+class _Places:
+    """A layer's places for reference samples.
+
+    Parameters
+    ----------
+    present, units
+        (K, m) whether a place is filled; the unit of its sample, where empty places are units of their own.
+    counts
+        (K,) float64 independent reference samples of each component.
+    eligible
+        (K,) bool: components that can mean something.
+    """
+
+    present: np.ndarray
+    units: np.ndarray
+    counts: np.ndarray
+    eligible: np.ndarray
+
+
+def _places(evidence: Evidence, source: LayerEvidence) -> _Places:
+    present = source.reference_ids >= 0
+    units = np.where(present, evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
+    counts = effective_units(units, present)
+    return _Places(present, units, counts, (counts >= 2) & ~source.dead)
+
+
+def _unassigned(plan: AuditPlan, source: LayerEvidence, places: _Places) -> AssignedLayer:
+    """A layer in which no component can mean anything."""
+    shape = (len(places.present), len(plan.spec.concepts))
+    blank, draws = np.full(shape, np.nan), plan.audit.measurement.bootstrap
+    return AssignedLayer(
+        source,
+        places.present,
+        places.eligible,
+        blank,
+        blank,
+        np.zeros(shape),
+        np.zeros((draws, *shape), dtype=np.float16),
+        np.full(shape[0], np.nan),
+        np.zeros((draws, shape[0]), dtype=np.float32),
+        None,
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The point estimate of a layer's assignment, and what resampling holds on to of it.
+
+    Parameters
+    ----------
+    probes
+        Probes of all concepts.
+    usual, usual_size
+        Null distribution for the usual number of reference samples, and that number.
+    null, sizes
+        Null distribution for each component's own number, stacked, and (K,) these numbers.
+    aligned
+        (K, P) alignment.
+    z, weights
+        (K, J) z against random reference sets; how the component divides among the concepts.
+    cut
+        Critical z.
+    doubted
+        (J,) bool: concepts that the foundation model does not recognise.
+    """
+
+    probes: scores.ProbeSet
+    usual: Calibration
+    usual_size: int
+    null: Calibration
+    sizes: np.ndarray
+    aligned: np.ndarray
+    z: np.ndarray
+    weights: np.ndarray
+    cut: float
+    doubted: np.ndarray
+
+
+def _point(
+    plan: AuditPlan, evidence: Evidence, source: LayerEvidence, places: _Places, doubtful: Collection[str]
+) -> _Point:
+    settings = plan.audit.measurement
+    centre = source.null_embeddings.astype(np.float64).mean(axis=0)
+    probes = build_probes(plan, evidence, centre, np.zeros_like(centre))
+    usual_size, sizes, usual, null = _calibrations(plan, source, places.counts, places.eligible, probes)
+    means = scores.concept_embedding(source.embeddings, places.present).astype(np.float64)
+    aligned = scores.alignment(means, probes)
+    z = concept_z(aligned, null, probes)
+    cut = critical_z(z, places.eligible, least=settings.significance, rate=settings.false_discovery_rate)
+    doubted = np.array([concept.id in doubtful for concept in plan.spec.concepts], dtype=bool)
+    weights = divide(z, excess(aligned, null, probes), places.eligible[:, None] & (z >= cut), doubted)
+    return _Point(probes, usual, usual_size, null, sizes, aligned, z, weights, cut, doubted)
+
+
+def _resampled(
+    plan: AuditPlan,
+    evidence: Evidence,
+    source: LayerEvidence,
+    places: _Places,
+    point: _Point,
+    weights: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clarity (K,), draws of how components divide among concepts (B, K, J), draws of clarity (B, K), some components at a time."""
+    settings, (components, concepts) = plan.audit.measurement, point.z.shape
+    clarity = np.full(components, np.nan)
+    weight_draws = np.zeros((settings.bootstrap, components, concepts), dtype=np.float16)
+    clarity_draws = np.zeros((settings.bootstrap, components), dtype=np.float32)
+    moved = _null_draws(plan, evidence, source, point.usual_size, point.probes, weights)
+    counts = places.counts
+    # A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
+    factor = spread_factor(counts) * np.array([student_factor(count - 1.0, settings.confidence) for count in counts])
+    embeddings = source.embeddings
+    for start in range(0, components, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        present, units, aligned, null = places.present[part], places.units[part], point.aligned[part], point.null.of(part)
+        even = present / np.maximum(present.sum(axis=1, keepdims=True), 1)
+        evenly = resampled_clarity(embeddings[part], even[:, None], units)[:, 0]
+        clarity[part] = np.where(counts[part] >= 2, evenly, np.nan)
+        chosen = reference_weights(weights, units, present)
+        drawn = resampled_alignment(embeddings[part], chosen, point.probes)
+        drawn = aligned[:, None] + (drawn - drawn.mean(axis=1, keepdims=True)) * factor[part][:, None, None]
+        shift = moved.shift * np.sqrt(point.sizes[part] / moved.size)[:, None, None]
+        z = concept_z(drawn, null, point.probes, (shift, moved.spread))
+        significant = places.eligible[part][:, None, None] & (z >= point.cut)
+        divided = divide(z, excess(drawn, null, point.probes, shift), significant, point.doubted)
+        weight_draws[:, part] = divided.transpose(1, 0, 2)
+        clear = resampled_clarity(embeddings[part], chosen, units)
+        clear = np.nan_to_num(clarity[part])[:, None] + (clear - clear.mean(axis=1, keepdims=True)) * factor[part][:, None]
+        clarity_draws[:, part] = clear.T
+    return clarity, weight_draws, clarity_draws
 
 
 def _calibrations(

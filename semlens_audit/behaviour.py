@@ -112,21 +112,11 @@ def effects(
         One per concept, in order.
     """
     units = np.arange(len(margin)) if units is None else units
-    usable = np.ones(len(margin), dtype=bool)
-    for presence in presences:
-        if count_units(units[presence.known]) >= minimum_samples:
-            usable &= presence.known
-    reasons = [_reason(presence, labels, units, usable, minimum_cell, minimum_samples) for presence in presences]
-    measured = [index for index, reason in enumerate(reasons) if reason is None]
+    usable, reasons, measured = _usable(labels, presences, units, minimum_cell, minimum_samples)
     n = int(usable.sum())
     if not measured:
         return [Effect(None, np.empty(0), n, reason) for reason in reasons]
     groups = np.unique(labels[usable], return_inverse=True)[1].reshape(-1)
-    coefficients = int(groups.max()) + 1 + len(measured)
-    independent = count_units(units[usable])
-    if independent < 2 * coefficients:
-        few = f"{independent} usable samples are too few to tell {coefficients} effects of classes and concepts apart"
-        return [Effect(None, np.empty(0), n, reason or few) for reason in reasons]
     columns = np.stack([presences[index].probability[usable] for index in measured], axis=1)
     columns = columns - columns.mean(axis=0)
     entangled = _entangled(columns, groups)
@@ -142,6 +132,26 @@ def effects(
         value = float(point[column])
         results.append(Effect(value, value + draws[:, column], n, None))
     return results
+
+
+def _usable(
+    labels: np.ndarray, presences: list[Presence], units: np.ndarray, minimum_cell: int, minimum_samples: int
+) -> tuple[np.ndarray, list[str | None], list[int]]:
+    """Usable samples (N,), why each concept has no effect of its own (None: it has), and the concepts to be regressed on."""
+    usable = np.ones(len(labels), dtype=bool)
+    for presence in presences:
+        if count_units(units[presence.known]) >= minimum_samples:
+            usable &= presence.known
+    reasons = [_reason(presence, labels, units, usable, minimum_cell, minimum_samples) for presence in presences]
+    measured = [index for index, reason in enumerate(reasons) if reason is None]
+    if not measured:
+        return usable, reasons, []
+    coefficients = len(np.unique(labels[usable])) + len(measured)
+    if count_units(units[usable]) < 2 * coefficients:
+        independent = count_units(units[usable])
+        few = f"{independent} usable samples are too few to tell {coefficients} effects of classes and concepts apart"
+        return usable, [reason or few for reason in reasons], []
+    return usable, reasons, measured
 
 
 def _reason(
