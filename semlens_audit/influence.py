@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from semlens_audit import behaviour, scores
+from semlens_audit import behaviour
 from semlens_audit.assignment import AssignedLayer, assign_layer, draw_units
 from semlens_audit.checks import LINES, Quantity
 from semlens_audit.data import DataSet
 from semlens_audit.digest import digest
 from semlens_audit.effect_measure import concept_presences
 from semlens_audit.evidence import Evidence
+from semlens_audit.flow import ClassFlow, class_flow
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
 from semlens_audit.presence import Presence
 from semlens_audit.release_records import InfluenceRecord
-from semlens_audit.units import count_units, effective_units, spread_factor
+from semlens_audit.reliance import drawn_clarity, drawn_reliance
+from semlens_audit.units import count_units
 
 __all__ = ["LENGTH", "VERSION", "Influences", "definitions", "influences", "unit_groups"]
 
@@ -106,7 +108,8 @@ def influences(
         if inside:
             layer = assign_layer(plan, evidence, source, measured.unrecognised, weights)
             for quantity in inside:
-                draws = _draws(plan, evidence, layer, quantity, weights)[:LENGTH]
+                flow = class_flow(evidence, source, evidence.class_names.index(quantity.class_name), weights)
+                draws = _draws(plan, layer, quantity, flow)[:LENGTH]
                 found.append(_record(quantity, "draws", drawn, (draws - draws.mean()) / np.sqrt(len(draws))))
     return Influences(version=VERSION, records=tuple(found))
 
@@ -198,25 +201,15 @@ def _on_mean(values: np.ndarray, units: np.ndarray, count: int) -> np.ndarray:
     return sums * np.sqrt(independent / max(independent - 1, 1))
 
 
-def _draws(plan: AuditPlan, evidence: Evidence, layer: AssignedLayer, quantity: Quantity, weights: np.ndarray) -> np.ndarray:
-    """(B,) draws that the interval of a quantity inside the model rests on, as `semlens_audit.measure` makes them."""
-    position = evidence.class_names.index(quantity.class_name)
-    rows = np.flatnonzero(evidence.labels == evidence.audited[position])
-    shares = scores.relevance_shares(layer.source.relevance[rows, position])
-    carried = shares.sum(axis=1) > 0
-    shares, units = shares[carried], evidence.units[rows[carried]]
-    own = weights[units].T.astype(np.float64)
-    worth = effective_units(units[None], np.ones((1, len(units)), dtype=bool))[0]
-    mean = shares.mean(axis=0)
-    drawn = mean + ((own / own.sum(axis=1, keepdims=True)) @ shares - mean) * spread_factor(worth)
+def _draws(plan: AuditPlan, layer: AssignedLayer, quantity: Quantity, flow: ClassFlow) -> np.ndarray:
+    """(B,) draws that the interval of a quantity inside the model rests on, as `semlens_audit.reliance` makes them."""
     if quantity.kind == "clarity":
-        known = ~np.isnan(layer.clarity) & ~layer.source.dead
-        return (drawn[:, known] * layer.clarity_draws[:, known]).sum(axis=1) / drawn[:, known].sum(axis=1)
-    meant = np.matmul(drawn[:, None], layer.weight_draws.astype(np.float32))[:, 0]
+        return drawn_clarity(layer, flow)
+    meant = drawn_reliance(layer, flow)
     if quantity.kind == "unexplained_relevance":
-        return 1.0 - meant.sum(axis=1)
+        return np.asarray(1.0 - meant.sum(axis=1))
     names = [concept.id for concept in plan.spec.concepts]
-    return meant[:, [names.index(name) for name in quantity.concepts]].sum(axis=1)
+    return np.asarray(meant[:, [names.index(name) for name in quantity.concepts]].sum(axis=1))
 
 
 class _Outputs:
