@@ -16,6 +16,7 @@ import duckdb
 import numpy as np
 
 from semlens_audit import __version__
+from semlens_audit.column_stream import ColumnStream
 from semlens_audit.digest import canonical_json, digest, digest_file
 from semlens_audit.errors import StoreError
 from semlens_audit.store_errors import store_error
@@ -273,24 +274,17 @@ class Store:
         count = max((len(value) for value in columns.values() if _many(value)), default=1)
         if count == 0:
             return
-        import pandas
-
-        frame = pandas.DataFrame(
-            {
-                name: (list(value) if isinstance(value, np.ndarray) and value.ndim > 1 else value)
-                if _many(value)
-                else [value] * count
-                for name, value in columns.items()
-            }
-        )
+        stream = ColumnStream({name: value for name, value in columns.items() if _many(value)} or {"one": [0]})
+        fixed = [value for value in columns.values() if not _many(value)]
+        values = ", ".join(f'"{name}"' if _many(value) else "?" for name, value in columns.items())
         names = ", ".join(f'"{name}"' for name in columns)
-        self._connection.register("appended_rows", frame)
+        self._connection.register("appended_rows", stream)
         try:
-            self.execute(f'INSERT INTO "{table}" ({names}) SELECT {names} FROM appended_rows')
+            self.execute(f'INSERT INTO "{table}" ({names}) SELECT {values} FROM appended_rows', fixed)
         finally:
             with suppress(
                 duckdb.Error
-            ):  # after a failed insert nothing but a rollback is accepted, which forgets the frame too
+            ):  # after a failed insert nothing but a rollback is accepted, which forgets the stream too
                 self._connection.unregister("appended_rows")
 
     def log(self, event: str, detail: Mapping[str, Any]) -> None:
