@@ -75,6 +75,11 @@ _ELEMENTWISE = {
     "threshold",
     "batch_norm",
     "instance_norm",
+    # With mean and deviation held constant, normalisation scales each value; its relevance stays where it is (identity rule of
+    # AttnLRP, Achtibat et al. 2024, arXiv 2402.05602, proposition 3.4; constants as in Ali et al. 2022, arXiv 2202.07304).
+    "layer_norm",
+    "group_norm",
+    "rms_norm",
 }
 _ROUTES = {
     "flatten",
@@ -282,7 +287,8 @@ class Propagate(TorchFunctionMode):
 
     def _apply_linear(self, args: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         bound = bind(("input", "weight", "bias"), args, kwargs)
-        rule = FLAT if self._linear == 0 else EPSILON
+        # Applied at every place of a map, channels last, a linear layer is a 1 x 1 convolution and has its rule (ConvNeXt).
+        rule = FLAT if self._linear == 0 else ZPLUS if bound["input"].ndim == 4 else EPSILON
         self._linear += 1
         if not bound["input"].requires_grad:
             return functional.linear(bound["input"], bound["weight"], bound.get("bias"))

@@ -97,7 +97,7 @@ class Ruled(torch.autograd.Function):
     def forward(ctx: Any, value: torch.Tensor, operation: Operation) -> torch.Tensor:
         """Evaluate, and keep what the rule needs."""
         ctx.value = value.detach()
-        ctx.operation = operation
+        ctx.operation = operation  # value and operation are also what relevance is accounted for with, see attribution_choice
         ctx.prepared = None
         return operation(ctx.value)
 

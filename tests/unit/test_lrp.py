@@ -382,7 +382,7 @@ class BatchStatistics(nn.Module):
 @pytest.mark.parametrize(
     ("model", "word"),
     [
-        (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=2), "layer_norm"),
+        (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=2), "scaled_dot_product_attention"),
         (Attention, "multi_head_attention_forward"),
         (Product, "same size"),
         (Spectral, "cumsum"),
