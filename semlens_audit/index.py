@@ -87,7 +87,8 @@ def build(
     from semlens_audit.work import Bench, LocalEngine
 
     engine = LocalEngine(Bench(plan, data, allow_code=allow_code, execution=execution))
-    if any(name.partition(":")[0] in {"outputs", "pairs", "references", "relevance", "selection", "crops"} for name in lacking):
+    if any(name.partition(":")[0] in {"outputs", "pairs", "attribution", "references", "relevance", "selection", "crops"} for name in lacking):
+        from semlens_audit.attribution_pass import settle_attribution
         from semlens_audit.crops import crop_pass
         from semlens_audit.pairs import pair_pass
         from semlens_audit.passes import forward_pass, relevance_pass
@@ -98,9 +99,12 @@ def build(
             forward_pass(plan, store, engine, inputs, progress)
             if data.pairs is not None:
                 pair_pass(plan, data.pairs, store, engine, inputs, progress)
-            relevance_pass(plan, store, engine, inputs, progress)
+            settled = settle_attribution(plan, store, engine, inputs, progress)
+            for part in settled:
+                relevance_pass(part, store, engine, inputs, progress)
             select_references(plan, store, inputs)
-            crop_pass(plan, store, engine, inputs, progress)
+            for part in settled:
+                crop_pass(part, store, engine, inputs, progress)
         engine.bench.forget_subject()
     if any(name.partition(":")[0] in {"foundation", "views", "embeddings", "null", "probes"} for name in lacking):
         from semlens_audit.regions import embedding_pass, probe_pass, settle_precision
@@ -157,6 +161,8 @@ class StoredLayer(LayerEvidence):
         fixed["boxes"][crop] = np.stack([boxes[column] for column in ("x0", "y0", "x1", "y1")], axis=1)
         state = store.stage(keys[f"relevance:{name}"])
         fixed["attribution"] = str(state.facts["attribution"]) if state else ""
+        if f"attribution:{name}" in keys and (choice := store.stage(keys[f"attribution:{name}"])) is not None:
+            fixed["chosen"] = (str(choice.facts["method"]), str(choice.facts["reason"]))
         drawn = store.arrays("SELECT position, sample FROM null_region WHERE stage = ?", (keys[f"null:{name}"],))
         fixed["null_samples"] = drawn["sample"][np.argsort(drawn["position"], kind="stable")].astype(np.int64)
         fixed.update(_store=store, _keys=keys, _audited=audited)

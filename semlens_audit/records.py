@@ -268,6 +268,10 @@ class LayerRecord(Frozen):
     dead: int
     attribution: str
     """Method that gave the relevance, with the composite."""
+    method: Literal["lrp", "activation_x_gradient"] | None = None
+    """The same as a setting; None in records that are older."""
+    choice: str | None = None
+    """Why that method, where the audit left it open (``attribution: auto``)."""
     conservation: float | None = None
     """Median of (relevance in the layer) / (relevance at the output); 1 is conserved."""
     clarity: Measurement
