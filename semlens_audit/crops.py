@@ -100,7 +100,7 @@ class _Crop:
             lambda slot: images[int(sample[slot])][1],
             self.layer,
             asked,
-            self.settings.attribution,
+            self.settings.method,
             batch_size=slots,
         )
         made, seen = _Rows(), np.zeros(len(group.rows), dtype=bool)

@@ -271,9 +271,9 @@ def relevance_pass(
         state = store.begin(name, inputs[name], total)
         if not state.complete:
             first = bench.subject.transform(read_image(bench.data.file(bench.data.samples[0])))[None]
-            words = words or describe(bench.subject, first, settings.attribution)
+            words = words or describe(bench.subject, first, settings.method)
             streams.append(_Relevance(state.key, state.done, layer, classes, words))
     if streams:
         batch = min(settings.batch_size, total)
-        work = _Attribute(batch, classes, settings.attribution)
+        work = _Attribute(batch, classes, settings.method)
         _run(store, streams, engine, work, batch, progress, "Relevance of components")

@@ -216,14 +216,26 @@ class Responsible(_Asked):
 class ModelSource(_Asked):
     """Where a network comes from."""
 
-    source: Literal["timm", "torchvision", "open_clip", "code"]
+    source: Literal["timm", "torchvision", "open_clip", "export", "code"]
+    """open_clip: an image tower, as zero-shot classifier or with a linear `head`. export: a file that torch.export has saved."""
     name: Text
-    """timm / torchvision / open_clip architecture, or ``path.py:function`` for own code (needs ``--allow-code``)."""
+    """timm / torchvision / open_clip architecture; open_clip also: a model directory; export: ``path.pt2``; own code:
+    ``path.py:function``. The last two need ``--allow-code``."""
     weights: PathText | None = None
     """Local ``.safetensors`` or ``.pt`` / ``.pth`` state dict, relative to the audit file, or ``phantom:NAME`` or
-    ``signs:NAME`` for one shipped with the tool. For open_clip: a model directory. Left out: whatever own code returns."""
+    ``signs:NAME`` for one shipped with the tool. Left out: for an open_clip model directory, for an exported program, and for own
+    code that returns a trained network."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the architecture."""
+    head: PathText | None = None
+    """open_clip: weights file of a linear head on the image tower: `weight` (classes, embedding), `bias` (classes). Left out: the
+    model classifies zero-shot, by its text tower."""
+    normalised: bool = False
+    """open_clip with `head`: whether the head reads image embeddings of unit length."""
+    prompts: dict[Name, tuple[Text, ...]] = Field(default_factory=dict, max_length=100_000)
+    """open_clip, zero-shot: class name of the model -> prompts that stand for it (default: the name itself)."""
+    templates: tuple[Text, ...] = Field(default=(), max_length=200)
+    """open_clip, zero-shot: templates of the class prompts, ``{}`` is replaced by each prompt (default: ``a photo of a {}.``)."""
 
 
 class Preprocessing(_Asked):
@@ -314,7 +326,9 @@ class MeasurementSettings(_Asked):
     """What makes a sample one of a component's reference samples: the size of the component's relevance for an audited class
     (relevance maximisation), or its pooled activation (activation maximisation, as in SemanticLens)."""
     pooling: Literal["max", "mean"] = "max"
-    attribution: Literal["lrp", "activation_x_gradient"] = "lrp"
+    attribution: Literal["lrp", "activation_x_gradient", "auto"] = "lrp"
+    """auto: for each layer, relevance propagation where the model has a rule for every operation and relevance is conserved on its
+    test data, else activation x gradient; the report says which, and why."""
     crop_blur: int = Field(default=51, ge=1, le=501)
     """Side of the Gaussian blur kernel at 224 px, scaled with the input size."""
     crop_threshold: float = Field(default=0.01, gt=0, lt=1)
@@ -349,6 +363,13 @@ class MeasurementSettings(_Asked):
     smallest_effect: float = Field(default=0.1, gt=0, le=10)
     """Smallest effect of interest, logits: what is wholly below it counts as no use of the concept."""
     batch_size: int = Field(default=64, ge=1, le=65_536)
+
+    @property
+    def method(self) -> Literal["lrp", "activation_x_gradient"]:
+        """`attribution`, once it is no longer open."""
+        if self.attribution == "auto":
+            raise ValueError("the attribution of this layer has not been chosen yet")
+        return self.attribution
 
 
 class Sensitivity(_Asked):
