@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from semlens_audit.data import DataSet, read_image
+from semlens_audit.data import read_image
+from semlens_audit.devices import describe, require_same
 from semlens_audit.intervention import Ablation, donors, record_outputs, replacement
 from semlens_audit.prefetch import prefetched
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
-from semlens_audit.subject import LoadedSubject
+from semlens_audit.work import Bench
 
 __all__ = ["ablation_pass"]
 
@@ -21,9 +22,8 @@ _BATCH = 32
 
 
 def ablation_pass(
-    data: DataSet,
+    bench: Bench,
     store: Store,
-    subject: LoadedSubject,
     stages: Sequence[dict[str, Any]],
     weights: np.ndarray,
     progress: Progress,
@@ -35,6 +35,8 @@ def ablation_pass(
 
     Parameters
     ----------
+    bench
+        The model, the data and the device.
     stages
         Inputs of each stage: ``layer``, ``method``, ``samples`` (ids), ``sets`` (component indices), ``seed``; see
         `semlens_audit.interventions.ablation_stages`.
@@ -47,6 +49,10 @@ def ablation_pass(
     lacking = [(inputs, state) for inputs, state in zip(stages, states, strict=True) if not state.complete]
     if not lacking:
         return
+    subject, data, device = bench.subject, bench.data, describe(bench.device)
+    for _, state in lacking:
+        require_same(state, device)
+        store.note(state.key, {"device": device})
     layer, samples = lacking[0][0]["layer"], list(lacking[0][0]["samples"])
     rows = [slice(start, min(start + _BATCH, len(samples))) for start in range(0, len(samples), _BATCH)]
 
@@ -75,4 +81,4 @@ def ablation_pass(
                     )
                     store.advance(state.key, part.stop)
                 advance(part.stop - part.start)
-        store.finish(state.key, {"together": bool(ablation.expanded)})
+        store.finish(state.key, {"together": bool(ablation.expanded), "device": device})

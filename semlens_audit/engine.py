@@ -21,11 +21,14 @@ from semlens_audit.data_gallery import picture
 from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError
 from semlens_audit.evidence import Evidence
+from semlens_audit.execution import Execution
+from semlens_audit.flow import Flows
 from semlens_audit.gallery import illustrate, prune
 from semlens_audit.index import evidence_stages, load_evidence
 from semlens_audit.interventions import intervene
 from semlens_audit.limitations import limitations
 from semlens_audit.measure import Measurements, measure, measurement_key
+from semlens_audit.memory import divide
 from semlens_audit.paths import store_path
 from semlens_audit.picture_budget import within_budget
 from semlens_audit.plan import AuditPlan
@@ -73,6 +76,7 @@ def run(
     comparisons: bool = True,
     counted: bool = True,
     locked: bool = False,
+    execution: Execution | None = None,
 ) -> AuditRecord:
     """Carry out an audit.
 
@@ -97,6 +101,8 @@ def run(
         instrument or a record.
     locked
         Whether to refuse an audit without a lock, or other than it was locked.
+    execution
+        Where and with what the store is completed.
 
     Raises
     ------
@@ -105,14 +111,14 @@ def run(
     AuditError
         Whatever the user can mend: model, data, store; what was finished stays in the store.
     """
-    progress = progress or SilentProgress()
+    progress, execution = progress or SilentProgress(), execution or Execution()
     if locked:
         lock.require(plan)
     quantities = checks.quantities(plan)
     qualification = qualification_file(plan)
     if qualification is not None:
         read_qualification(qualification)  # one that cannot be read is told before hours of work, not after them
-    with Store.open(store_path(plan)) as store:
+    with Store.open(store_path(plan), memory_limit=divide(execution.max_memory).database) as store:
         data = data or open_data(plan, store.file_digest)
         held = lock.hold(plan, data, store, required=locked) if counted else None
         stages = evidence_stages(plan, data, store)
@@ -122,28 +128,32 @@ def run(
         payload = None if anew else store.get_measurement(key)
         cached = None if payload is None else _Cached.model_validate_json(payload)
         if cached is None or cached.influences is None or cached.influences.version != influence.VERSION:
-            evidence = _evidence(plan, data, store, allow_code=allow_code, progress=progress)
-            cached = cached or _measure(plan, data, evidence, quantities, progress, comparisons=comparisons)
-            moved = influence.influences(plan, data, evidence, cached.measurements, quantities)
+            evidence = _evidence(plan, data, store, allow_code=allow_code, progress=progress, execution=execution)
+            flows = Flows(plan, evidence)
+            cached = cached or _measure(plan, data, evidence, quantities, flows, progress, comparisons=comparisons)
+            moved = influence.influences(plan, data, evidence, cached.measurements, quantities, flows=flows)
             payload = cached.model_copy(update={"influences": moved}).model_dump_json()
             store.put_measurement(key, payload)
             cached = _Cached.model_validate_json(payload)
         definitions = influence.definitions(plan, stage_inputs(plan, data, store.file_digest)["probes"])
         interventions = intervene(
-            plan, data, store, cached.measurements, key, stages, quantities, allow_code=allow_code, progress=progress
-        )
+            plan, data, store, cached.measurements, key, stages, quantities,
+            allow_code=allow_code, progress=progress, execution=execution,
+        )  # fmt: skip
         record = _record(plan, data, cached, interventions, stages, definitions, command, now or datetime.now(UTC), held)
         run_log.append(store, "audit" if counted else "repeat", _entry(plan, record, key))
     return record
 
 
-def _evidence(plan: AuditPlan, data: DataSet, store: Store, *, allow_code: bool, progress: Progress) -> Evidence:
+def _evidence(
+    plan: AuditPlan, data: DataSet, store: Store, *, allow_code: bool, progress: Progress, execution: Execution
+) -> Evidence:
     """What the store holds, built first where it is not there."""
     evidence = load_evidence(plan, data, store)
     if evidence is None:
         from semlens_audit.index import build  # brings torch in
 
-        build(plan, data, store, allow_code=allow_code, progress=progress)
+        build(plan, data, store, allow_code=allow_code, progress=progress, execution=execution)
         evidence = load_evidence(plan, data, store)
     if evidence is None:
         raise IntegrityError("index-incomplete", "The store lacks evidence that was just written.", "Run the same command again.")
@@ -173,17 +183,18 @@ def _measure(
     data: DataSet,
     evidence: Evidence,
     quantities: Sequence[checks.Quantity],
+    flows: Flows,
     progress: Progress,
     *,
     comparisons: bool,
 ) -> _Cached:
     total = len(evidence.layers) * (1 + len(evidence.class_names))
     with progress.stage("measure", total) as advance:
-        measured = measure(plan, evidence, quantities, progress=advance)
+        measured = measure(plan, evidence, quantities, flows=flows, progress=advance)
     scenarios: tuple[Scenario, ...] = ()
     if comparisons:
         with progress.stage("Sensitivity", planned(plan, evidence)) as advance:
-            scenarios = measure_scenarios(plan, evidence, quantities, measured, progress=advance)
+            scenarios = measure_scenarios(plan, evidence, quantities, measured, flows=flows, progress=advance)
     places, images = illustrate(evidence, measured.class_layers)
     shown, pictures = picture(plan, data, measured.presence_in_data)
     return _Cached(
@@ -232,6 +243,7 @@ def _record(
         samples=len(data.samples),
         architecture=subject.architecture,
         findings=found,
+        attributions=[layer.method for layer in measured.layers if layer.method is not None],
     )
     return AuditRecord(
         tool=provenance.tool(),

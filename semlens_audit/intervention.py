@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from semlens_audit.components import capture
+from semlens_audit.devices import device_of, on_device
 from semlens_audit.errors import ExecutionError, SubjectError
 from semlens_audit.layouts import observed
 from semlens_audit.networks import nearest_layer
@@ -118,26 +119,28 @@ class Ablation:
         ExecutionError
             ``not-finite``: the ablated model outputs NaN or infinities.
         """
+        device = device_of(self._model)
+        outputs, values = on_device(outputs, device), on_device(values, device)
         with torch.inference_mode():
             if self.expanded is None:
-                self.expanded = self._agree(images(), outputs, values)
+                self.expanded = self._agree(on_device(images(), device), outputs, values)
             if self.expanded:
                 each = max(1, _ROWS_BYTES // (4 * outputs[0].numel() * len(outputs)))
                 parts = [self._sets[start : start + each] for start in range(0, len(self._sets), each)]
                 answers = torch.cat([self._together(outputs, values, part) for part in parts])
             else:
-                answers = self._apart(images(), values, self._sets)
+                answers = self._apart(on_device(images(), device), values, self._sets)
         if not bool(torch.isfinite(answers).all()):
             raise ExecutionError(
                 "not-finite",
                 f"With components of layer {self._layer!r} switched off, the model outputs NaN or infinities.",
                 "Set `measurement: {intervention: none}`, or audit another layer.",
             )
-        return answers.float().numpy()
+        return answers.float().cpu().numpy()
 
     def _masks(self, sets: Sequence[Sequence[int]], output: torch.Tensor) -> torch.Tensor:
         components = int(output.shape[-1] if output.ndim == 3 else output.shape[1])
-        masks = torch.zeros((len(sets), components), dtype=torch.bool)
+        masks = torch.zeros((len(sets), components), dtype=torch.bool, device=output.device)
         for row, chosen in enumerate(sets):
             if chosen and not 0 <= chosen[0] <= chosen[-1] < components:
                 raise SubjectError(
@@ -197,7 +200,7 @@ def ablate(
 ) -> np.ndarray:
     """Outputs (S, B, C) of the model on `images` with each set of components of `layer` replaced by `values`; see `Ablation`."""
     with torch.inference_mode(), capture(subject.model, [layer]) as seen:
-        subject.model(images)
+        subject.model(on_device(images, device_of(subject.model)))
         outputs = seen[layer].float()
     return Ablation(subject, layer, sets)(lambda: images, outputs, values)
 
@@ -225,8 +228,8 @@ def record_outputs(
     done = 0
     for images in batches:
         with torch.inference_mode(), capture(subject.model, [layer]) as seen:
-            subject.model(images)
-            output = seen[layer].float().numpy()
+            subject.model(on_device(images, device_of(subject.model)))
+            output = seen[layer].float().cpu().numpy()
         if kept is None:
             kept = _room((count, *output.shape[1:]))
         kept[done : done + len(output)] = output

@@ -21,6 +21,7 @@ from semlens_audit.digest import digest, digest_file
 from semlens_audit.effect_measure import concept_presences
 from semlens_audit.errors import IntegrityError
 from semlens_audit.evidence import Evidence
+from semlens_audit.execution import Execution
 from semlens_audit.index import load_evidence
 from semlens_audit.intervention_measure import Drawn, concept_contrast, draw_weights, measure_ablation
 from semlens_audit.measure import Measurements
@@ -31,6 +32,7 @@ from semlens_audit.progress import Progress
 from semlens_audit.records import AblationRecord, ClassLayer, ControlRecord, InterventionRecord
 from semlens_audit.store import Store
 from semlens_audit.subsample import draw_samples, inclusion
+from semlens_audit.work import Bench
 
 __all__ = ["ablation_stages", "asked", "intervene"]
 
@@ -76,6 +78,7 @@ def intervene(
     *,
     allow_code: bool = False,
     progress: Progress,
+    execution: Execution | None = None,
 ) -> tuple[InterventionRecord, ...]:
     """Switch off the components of every concept that the checks name, in every layer; measured, not yet concluded.
 
@@ -87,6 +90,8 @@ def intervene(
         Key of these measurements.
     stages
         Stage -> key of the evidence.
+    execution
+        Where and with what the model is run.
 
     Raises
     ------
@@ -112,7 +117,8 @@ def intervene(
     evidence = load_evidence(plan, data, store)
     if evidence is None:
         raise IntegrityError("index-incomplete", "The store lacks evidence that it had before.", "Run the same command again.")
-    records = _run(plan, data, store, evidence, measured, stages, concepts, allow_code, progress)
+    bench = Bench(plan, data, allow_code=allow_code, execution=execution)
+    records = _run(plan, store, bench, evidence, measured, stages, concepts, progress)
     store.put_measurement(own, _LIST.dump_json(records).decode())
     return records
 
@@ -177,13 +183,12 @@ def ablation_stages(
 
 def _run(
     plan: AuditPlan,
-    data: DataSet,
     store: Store,
+    bench: Bench,
     evidence: Evidence,
     measured: Measurements,
     stages: Mapping[str, str],
     concepts: Mapping[str, tuple[str, ...]],
-    allow_code: bool,
     progress: Progress,
 ) -> tuple[InterventionRecord, ...]:
     seen, told = concept_presences(plan, evidence)
@@ -195,7 +200,6 @@ def _run(
         for name in concepts.get(place.class_name, ())
     }
     layers = list(dict.fromkeys(layer for (_, layer, _), target in targets.items() if isinstance(target, _Target)))
-    subject = None
     found: dict[tuple[str, str], tuple[dict[tuple[int, ...], int], np.ndarray]] = {}
     for layer in layers:
         chosen = [target for (_, where, _), target in targets.items() if where == layer and isinstance(target, _Target)]
@@ -203,11 +207,9 @@ def _run(
         inputs = ablation_stages(plan, stages, layer, drawn.samples, weights, sets)
         if not store.complete([digest(one) for one in inputs]):
             from semlens_audit.ablation_pass import ablation_pass
-            from semlens_audit.subject import load_subject
 
             with placed_in_audit(plan):
-                subject = subject or load_subject(plan, allow_code=allow_code)
-                ablation_pass(data, store, subject, inputs, weights, progress)
+                ablation_pass(bench, store, inputs, weights, progress)
         position = {one: index for index, one in enumerate(sets)}
         for one in inputs:
             rows = store.arrays("SELECT outputs FROM ablation WHERE stage = ? ORDER BY sample", (digest(one),))["outputs"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from semlens_audit import engine, exports, paths, release, report, run_log, waivers
 from semlens_audit.errors import AuditError, ExitCode, IntegrityError, Problem, UsageError
+from semlens_audit.execution import Execution
 from semlens_audit.plan import AuditPlan
 from semlens_audit.progress import Progress
 from semlens_audit.record_file import RESULTS
@@ -101,6 +102,7 @@ def carry_out(
     qualification: Path | None = None,
     terms: Terms | None = None,
     locked: bool = False,
+    execution: Execution | None = None,
 ) -> Outcome:
     """Audit `plan`, decide on the release, and write record, report and exports.
 
@@ -122,6 +124,8 @@ def carry_out(
         What the release is decided by; default: no finding may be unsatisfied, but for the waivers beside the audit.
     locked
         Whether to refuse an audit without a lock, or other than it was locked.
+    execution
+        Where and with what the index is computed.
 
     Raises
     ------
@@ -138,7 +142,9 @@ def carry_out(
         named = plan.audit.model_copy(update={"qualification": str(qualification.resolve())})
         plan = plan.model_copy(update={"audit": named})
     command += [*terms.options(), *(["--locked"] if locked else [])]
-    found = engine.run(plan, allow_code=allow_code, progress=progress, command=shlex.join(command), locked=locked)
+    found = engine.run(
+        plan, allow_code=allow_code, progress=progress, command=shlex.join(command), locked=locked, execution=execution
+    )
     record = release.complete(found, policy=terms.policy, declared=declared, baseline=baseline, today=terms.today)
 
     def written() -> None:

@@ -325,6 +325,10 @@ class Store:
         """Record that `done` items of a stage are finished; belongs into the transaction that writes their rows."""
         self.execute("UPDATE stage SET done = ?, checkpoint = ? WHERE key = ?", (done, checkpoint, key))
 
+    def note(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Keep what an unfinished stage has settled before its first row; going on with it, it is read from the stage's state."""
+        self.execute("UPDATE stage SET facts = ? WHERE key = ?", (canonical_json(dict(facts)), key))
+
     def finish(self, key: str, facts: Mapping[str, Any] | None = None) -> None:
         """Record that a stage is complete, with what was learned on the way."""
         with self.transaction():

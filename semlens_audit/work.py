@@ -11,11 +11,14 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from semlens_audit.data import DataSet
+from semlens_audit.devices import find_device
 from semlens_audit.execution import Execution
 from semlens_audit.plan import AuditPlan
 from semlens_audit.prefetch import prefetched
 
 if TYPE_CHECKING:
+    import torch
+
     from semlens_audit.foundation import Foundation
     from semlens_audit.subject import LoadedSubject
 
@@ -50,11 +53,19 @@ class Bench:
         self.execution = execution or Execution()
 
     @cached_property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return find_device(self.execution.device)
+
+    @cached_property
     def subject(self) -> LoadedSubject:
-        """The audited model."""
+        """The audited model, on `device`."""
         from semlens_audit.subject import load_subject
 
-        return load_subject(self.plan, allow_code=self.allow_code)
+        device = self.device  # one that is not there is complained about before a model is loaded
+        subject = load_subject(self.plan, allow_code=self.allow_code)
+        subject.model.to(device)
+        return subject
 
     @cached_property
     def foundation(self) -> Foundation:

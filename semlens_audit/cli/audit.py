@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from semlens_audit.cli.compute import Device, MaxMemory, execution
 from semlens_audit.cli.shell import (
     EXIT_CODES,
     AllowCode,
@@ -27,7 +28,14 @@ __all__ = ["demo", "index", "report", "run", "selftest"]
 
 
 @verb(rich_help_panel="Audit", epilog="Example: semlens-audit index audits/phantom-clean.yaml")
-def index(audit: AuditFile, allow_code: AllowCode = False, quiet: Quiet = False, as_json: AsJson = False) -> None:
+def index(
+    audit: AuditFile,
+    allow_code: AllowCode = False,
+    device: Device = "auto",
+    max_memory: MaxMemory = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
     """Build the concept index of an audit: the heavy part, cached.
 
     Runs the model over the data, finds each component's reference samples, crops and embeds them, and attributes every class
@@ -37,13 +45,15 @@ def index(audit: AuditFile, allow_code: AllowCode = False, quiet: Quiet = False,
     from semlens_audit import index as concept_index
     from semlens_audit import paths
     from semlens_audit.data import open_data
+    from semlens_audit.memory import divide
     from semlens_audit.store import Store
 
+    how = execution(device, max_memory)
     plan = read_plan(audit)
     path = paths.store_path(plan)
-    with show_progress(quiet) as progress, Store.open(path) as store:
+    with show_progress(quiet) as progress, Store.open(path, memory_limit=divide(how.max_memory).database) as store:
         data = open_data(plan, store.file_digest)
-        concept_index.build(plan, data, store, allow_code=allow_code, progress=progress)
+        concept_index.build(plan, data, store, allow_code=allow_code, progress=progress, execution=how)
     size = path.stat().st_size
     if as_json:
         print_json({"audit": plan.audit.audit, "store": str(path), "bytes": size})
@@ -69,6 +79,8 @@ def run(
         bool,
         typer.Option("--locked", help="Refuse to run unless the audit is as it was locked.", rich_help_panel="Release gate"),
     ] = False,
+    device: Device = "auto",
+    max_memory: MaxMemory = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> ExitCode:
@@ -83,6 +95,7 @@ def run(
     """
     from semlens_audit import results, screen
 
+    how = execution(device, max_memory)
     plan = read_plan(audit)
     agreed = terms(fail_on, on_inconclusive, waivers, None if today is None else day(today), baseline)
     with show_progress(quiet) as progress:
@@ -95,6 +108,7 @@ def run(
             terms=agreed,
             locked=locked,
             progress=progress,
+            execution=how,
         )
     print_problems((*outcome.notices, *outcome.problems))
     if as_json:

@@ -1,0 +1,124 @@
+"""Main memory: sizes as people write them, what this process holds, and a limit divided among those who take some. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from semlens_audit.errors import ExecutionError, UsageError
+
+__all__ = ["DATABASE", "LEAST_DATABASE", "Allowance", "divide", "parse_size", "require", "resident", "show_size"]
+
+DATABASE = 256 << 20
+"""Bytes that the database may hold where no limit is given: caching more of an index makes nothing quicker."""
+
+LEAST_DATABASE = 64 << 20
+"""Least that the database works with."""
+
+_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
+    "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-zA-Z]*)\s*")
+_LEAST = 128 << 20
+"""Less than the interpreter with its libraries takes anywhere."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it: ``4GB`` (powers of 1,000), ``800MiB`` (powers of 1,024), ``2.5g``, ``1073741824``.
+
+    Raises
+    ------
+    UsageError
+        ``bad-size``: no number with a known unit. ``memory-too-small``: less than any process takes.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = match["unit"].lower() if match else None
+    if match is None or unit not in _UNITS:
+        raise UsageError("bad-size", f"{text!r} is no size of memory.", "Write a number and a unit, such as 4GB or 800MiB.")
+    size = int(float(match["number"]) * _UNITS[unit])
+    if size < _LEAST:
+        raise UsageError(
+            "memory-too-small",
+            f"{text!r} is {show_size(size)}; the libraries alone take more than {show_size(_LEAST)}.",
+            "Give --max-memory a larger size, such as 4GB.",
+        )
+    return size
+
+
+def show_size(size: int) -> str:
+    """``3.2 GB``, ``810 MB`` or ``12 kB``: powers of 1,000, at most one decimal."""
+    for power, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= power:
+            value = f"{size / power:.1f}" if size < 10 * power else f"{size / power:.0f}"
+            return f"{value.removesuffix('.0')} {unit}"
+    return f"{size} bytes"
+
+
+def resident() -> int | None:
+    """Bytes of main memory that this process holds now; ``None`` where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    import os
+
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What those who can do with less may take.
+
+    Parameters
+    ----------
+    database
+        Bytes that the database holds.
+    waiting
+        Bytes of results that wait to be written together.
+    ahead
+        Bytes of inputs prepared before they are asked for.
+    """
+
+    database: int = DATABASE
+    waiting: int = 32 << 20
+    ahead: int = 256 << 20
+
+
+def divide(limit: int | None) -> Allowance:
+    """Divide a limit: an eighth to the database, a sixteenth each to waiting results and to inputs prepared ahead, the rest to networks.
+
+    Batches are not divided: their size decides the last bits of results, and no limit on memory may.
+    """
+    if limit is None:
+        return Allowance()
+    return Allowance(
+        database=min(DATABASE, max(LEAST_DATABASE, limit // 8)),
+        waiting=min(32 << 20, limit // 16),
+        ahead=min(256 << 20, limit // 16),
+    )
+
+
+def require(limit: int | None, doing: str) -> None:
+    """Stop if the process holds more than `limit` bytes.
+
+    Parameters
+    ----------
+    limit
+        ``None``: as much as it takes.
+    doing
+        What takes the memory, for the message.
+
+    Raises
+    ------
+    ExecutionError
+        ``memory-exceeded``, with how much is held.
+    """
+    held = resident() if limit is not None else None
+    if limit is not None and held is not None and held > limit:
+        raise ExecutionError(
+            "memory-exceeded",
+            f"{doing} holds {show_size(held)} of memory, more than the {show_size(limit)} that --max-memory allows.",
+            f"Allow more than {show_size(held)}, or lower `measurement.batch_size` in the audit; what was finished is kept.",
+        )
