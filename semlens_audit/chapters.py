@@ -14,6 +14,7 @@ from semlens_audit.wording import (
     format_measured,
     format_number,
     format_value,
+    join,
 )
 
 __all__ = ["glossary", "identities", "method", "reproduction", "system", "test_data"]
@@ -115,6 +116,16 @@ def _intervals(record: AuditRecord) -> tuple[str, ...]:
     return tuple(dict.fromkeys(interval.method for interval in intervals if interval)) or ("none was measured",)
 
 
+def _by_layer(record: AuditRecord, words: dict[str, str]) -> str:
+    """What was done for each layer's attribution; where the audit left it open, layers may differ."""
+    layers: dict[str, list[str]] = {}
+    for layer in record.layers:
+        layers.setdefault(layer.method or record.settings.attribution, []).append(layer.layer)
+    if len(layers) <= 1:
+        return words[next(iter(layers), "lrp")]
+    return "; ".join(f"in {join(names)}, {words[method]}" for method, names in layers.items())
+
+
 def method(record: AuditRecord) -> Method:
     """Settings, foundation model, calibration."""
     settings, model = record.settings, record.foundation_model
@@ -123,7 +134,7 @@ def method(record: AuditRecord) -> Method:
             layer.layer,
             f"{layer.components:,}",
             f"{layer.dead:,}",
-            layer.attribution,
+            f"{layer.attribution}; {layer.choice}" if layer.choice else layer.attribution,
             DASH if layer.conservation is None else format_number(layer.conservation, 2),
             format_measured(layer.clarity),
         )
@@ -132,8 +143,8 @@ def method(record: AuditRecord) -> Method:
     return Method(
         reference_samples=str(settings.reference_samples),
         selection=_SELECTIONS[settings.selection],
-        heatmap=_HEATMAPS[settings.attribution],
-        relevance=_RELEVANCES[settings.attribution],
+        heatmap=_by_layer(record, _HEATMAPS),
+        relevance=_by_layer(record, _RELEVANCES),
         probe=_PROBES[settings.probe],
         significance=f"{settings.significance:g}",
         false_discovery_rate=format_value("share", settings.false_discovery_rate),

@@ -180,11 +180,18 @@ def _settings(old: AuditRecord, new: AuditRecord, finding: Finding) -> str | Non
         names = ()
     else:
         names = _PRESENCE
-    before, after = (record.settings.model_dump(mode="json") for record in (old, new))
+    before, after = (_effective(record) for record in (old, new))
     changed = [name for name in names if before[name] != after[name]]
     if not changed:
         return None
     return "measured with other settings: " + ", ".join(f"{name} {before[name]}, and {after[name]} now" for name in changed)
+
+
+def _effective(record: AuditRecord) -> dict[str, object]:
+    """The settings, with what an attribution that was left open came to."""
+    settings = record.settings.model_dump(mode="json")
+    methods: list[str] = sorted({layer.method for layer in record.layers if layer.method is not None})
+    return {**settings, "attribution": join(methods)} if methods else settings
 
 
 def _missing(before: Finding, after: Finding) -> str | None:

@@ -27,6 +27,9 @@ from semlens_audit.vectors import crop_vectors, null_vectors
 
 __all__ = ["StoredLayer", "build", "evidence_stages", "is_complete", "load_evidence"]
 
+_OF_MODEL = {"outputs", "pairs", "attribution", "references", "relevance", "selection", "crops"}
+"""Stages that the audited model is needed for."""
+
 
 def evidence_stages(plan: AuditPlan, data: DataSet, store: Store) -> dict[str, str]:
     """Key of every stage that the plan's evidence is read from, whether or not the store holds it."""
@@ -87,7 +90,7 @@ def build(
     from semlens_audit.work import Bench, LocalEngine
 
     engine = LocalEngine(Bench(plan, data, allow_code=allow_code, execution=execution))
-    if any(name.partition(":")[0] in {"outputs", "pairs", "attribution", "references", "relevance", "selection", "crops"} for name in lacking):
+    if any(name.partition(":")[0] in _OF_MODEL for name in lacking):
         from semlens_audit.attribution_pass import settle_attribution
         from semlens_audit.crops import crop_pass
         from semlens_audit.pairs import pair_pass
