@@ -25,7 +25,7 @@ from semlens_audit.plan import AuditPlan
 from semlens_audit.records import Interval
 from semlens_audit.resampling import resampled_alignment, resampled_clarity
 from semlens_audit.statistics import nested_levels, student_factor
-from semlens_audit.units import effective_units, reference_weights, spread_factor, unit_weights
+from semlens_audit.units import UnitWeights, effective_units, reference_weights, spread_factor
 
 __all__ = [
     "COSINE",
@@ -47,12 +47,16 @@ LOGITS = (-np.inf, np.inf)
 
 def generator(plan: AuditPlan, *names: str) -> np.random.Generator:
     """Random generator that depends on the audit's seed and the names of what is drawn, not on the order of drawing."""
-    return np.random.default_rng([plan.audit.seed, *(int(digest(name)[:8], 16) for name in names)])
+    return np.random.default_rng(_seeds(plan, *names))
 
 
-def draw_units(plan: AuditPlan, evidence: Evidence) -> np.ndarray:
-    """(U, B) bootstrap weights of the audit's independent units, see `semlens_audit.units.unit_weights`."""
-    return unit_weights(evidence.units, plan.audit.measurement.bootstrap, generator(plan, "units"))
+def _seeds(plan: AuditPlan, *names: str) -> list[int]:
+    return [plan.audit.seed, *(int(digest(name)[:8], 16) for name in names)]
+
+
+def draw_units(plan: AuditPlan) -> UnitWeights:
+    """Bootstrap weights of the audit's independent units."""
+    return UnitWeights(plan.audit.measurement.bootstrap, _seeds(plan, "units"))
 
 
 def interval(
@@ -170,7 +174,7 @@ def assign_layer(
     evidence: Evidence,
     source: LayerEvidence,
     doubtful: Collection[str] = frozenset(),
-    weights: np.ndarray | None = None,
+    weights: UnitWeights | None = None,
 ) -> AssignedLayer:
     """Assign each component to the concept it significantly means, at the point and under resampled reference samples.
 
@@ -189,7 +193,7 @@ def assign_layer(
         Concepts that the foundation model does not recognise: a component is assigned to one of them only if it means no other
         concept, so that a bad probe cannot take away what a good one finds.
     weights
-        (U, B) of `draw_units`; drawn here if left out.
+        Of `draw_units`; drawn here if left out.
 
     Raises
     ------
@@ -207,7 +211,7 @@ def assign_layer(
             )
         return _unassigned(plan, source, places)
     point = _point(plan, evidence, source, places, doubtful)
-    weights = draw_units(plan, evidence) if weights is None else weights
+    weights = draw_units(plan) if weights is None else weights
     clarity, weight_draws, clarity_draws = _resampled(plan, evidence, source, places, point, weights)
     return AssignedLayer(
         source,
@@ -324,7 +328,7 @@ def _resampled(
     source: LayerEvidence,
     places: _Places,
     point: _Point,
-    weights: np.ndarray,
+    weights: UnitWeights,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Clarity (K,), draws of how components divide among concepts (B, K, J), draws of clarity (B, K), some components at a time."""
     settings, (components, concepts) = plan.audit.measurement, point.z.shape
@@ -387,14 +391,14 @@ def _rounded(counts: np.ndarray, usual: int) -> np.ndarray:
 
 
 def _null_draws(
-    plan: AuditPlan, evidence: Evidence, source: LayerEvidence, size: int, probes: scores.ProbeSet, weights: np.ndarray
+    plan: AuditPlan, evidence: Evidence, source: LayerEvidence, size: int, probes: scores.ProbeSet, weights: UnitWeights
 ) -> NullDraws:
     """The null distribution under other random crops: crops of one unit share its weight where their samples are known."""
     pool, rng = source.null_embeddings.astype(np.float64), generator(plan, "null draws", source.layer)
     if source.null_samples is not None:
-        crops = weights[evidence.units[source.null_samples]].T.astype(np.float64)
+        crops = weights.of(evidence.units[source.null_samples]).T.astype(np.float64)
     else:
-        crops = rng.standard_exponential((weights.shape[1], len(pool)))
+        crops = rng.standard_exponential((weights.draws, len(pool)))
     crops /= crops.sum(axis=1, keepdims=True)
     return resample_null(pool, crops, size, plan.audit.measurement.null_sets, probes, rng)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from semlens_audit.outputs import class_margin
 from semlens_audit.presence import SEPARATION, Presence
 from semlens_audit.statistics import student_factor
 from semlens_audit.units import count_units
@@ -14,27 +15,6 @@ __all__ = ["Effect", "class_margin", "effects"]
 
 _DRAWS = 64
 _TOLERANCE = 1e-6
-
-
-def class_margin(logits: np.ndarray, index: int) -> np.ndarray:
-    """Log-odds of a class: its logit minus the log-sum-exp of all others.
-
-    Parameters
-    ----------
-    logits
-        (N, C), C >= 2.
-    index
-        Class.
-
-    Returns
-    -------
-    numpy.ndarray
-        (N,) float64, in logits; with two classes the difference of the two logits.
-    """
-    values = logits.astype(np.float64)
-    others = np.delete(values, index, axis=1)
-    top = others.max(axis=1, keepdims=True)
-    return values[:, index] - (top[:, 0] + np.log(np.exp(others - top).sum(axis=1)))
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def _difference(
 def _presence(plan: AuditPlan, evidence: Evidence, concept: str, presence: Presence, missed: str | None) -> DataPresence:
     units, settings = evidence.units, plan.audit.measurement
     known, present = presence.known, presence.present & presence.known
-    predicted = evidence.logits.argmax(axis=1)
+    predicted = evidence.predicted
     label = plan.spec.concept(concept).label
     if missed is None and not presence.told:
         missed = f"the foundation model's scores do not tell which samples hold {label}"
@@ -339,7 +339,7 @@ def _pictured(
     Clearest is what the foundation model scores highest. An image that stands for one concept is taken for another only where
     no fresh one is left.
     """
-    predicted, left = evidence.logits.argmax(axis=1), _PICTURES
+    predicted, left = evidence.predicted, _PICTURES
     used = np.zeros(len(evidence.labels), dtype=bool)
     rest = ~np.isin(evidence.labels, evidence.audited)
     out = []

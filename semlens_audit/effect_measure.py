@@ -10,6 +10,7 @@ from semlens_audit import behaviour
 from semlens_audit.assignment import LOGITS, build_probes, generator, interval
 from semlens_audit.checks import Quantity
 from semlens_audit.evidence import Evidence
+from semlens_audit.outputs import mean_row
 from semlens_audit.plan import AuditPlan
 from semlens_audit.presence import Presence, presence_from_attribute, presences_from_embeddings
 from semlens_audit.records import EffectRecord, Measurement, PresenceRecord
@@ -29,11 +30,11 @@ def concept_presences(plan: AuditPlan, evidence: Evidence) -> tuple[list[Presenc
         Position of a concept -> as its attribute column says, where there is one.
     """
     concepts = plan.spec.concepts
-    centre = evidence.image_embeddings.astype(np.float64).mean(axis=0)
+    centre = mean_row(evidence.image_embeddings)
     pools = [layer.null_embeddings.astype(np.float64).mean(axis=0) for layer in evidence.layers if len(layer.null_embeddings)]
     # A dead layer has no random crops; where no layer has any, whole images stand for the data.
     probes = build_probes(plan, evidence, np.mean(pools, axis=0) if pools else centre, centre)
-    seen = presences_from_embeddings(evidence.image_embeddings.astype(np.float64), probes)
+    seen = presences_from_embeddings(evidence.image_embeddings, probes)
     told = {
         index: presence_from_attribute(evidence.attributes[concept.attribute or concept.id])
         for index, concept in enumerate(concepts)
@@ -54,7 +55,7 @@ def measure_effects(plan: AuditPlan, evidence: Evidence) -> tuple[list[EffectRec
             aurocs[concepts[index].id] = area
     records: list[EffectRecord] = []
     for position, name in enumerate(evidence.class_names):
-        margin = behaviour.class_margin(evidence.logits, evidence.audited[position])
+        margin = evidence.margin(position)
         sources = [seen]
         if told:
             sources.insert(0, [told.get(index, seen[index]) for index in range(len(concepts))])

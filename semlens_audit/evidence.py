@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from semlens_audit.errors import DataError
+from semlens_audit.outputs import Decisions, Rows, decisions, in_blocks
 
-__all__ = ["ConceptProbes", "Evidence", "LayerEvidence", "PairEvidence"]
+__all__ = ["SAMPLES", "ConceptProbes", "Evidence", "LayerEvidence", "PairEvidence", "not_finite"]
+
+SAMPLES = 1024
+"""Samples whose relevance is read together: with 2,048 components 8 MB."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class LayerEvidence:
         Method and composite in words.
     null_samples
         (M,) int64 sample ids that the random crops were taken from; None where that is not known.
+    chosen
+        ``lrp`` or ``activation_x_gradient``, and why that applies; None where the audit names the method.
     """
 
     layer: str
@@ -54,17 +61,46 @@ class LayerEvidence:
     null_embeddings: np.ndarray
     attribution: str
     null_samples: np.ndarray | None = None
+    chosen: tuple[str, str] | None = None
+
+    @property
+    def components(self) -> int:
+        """K."""
+        return len(self.dead)
+
+    def relevance_blocks(self, classes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Relevance of one class for each sample, some samples at a time: what is measured from is read this way only.
+
+        Parameters
+        ----------
+        classes
+            (N,) int64 position among the audited classes of the class whose relevance is wanted; -1: none is.
+
+        Yields
+        ------
+        samples : numpy.ndarray
+            (r,) int64 sample ids, ascending from block to block; at most `SAMPLES`.
+        relevance : numpy.ndarray
+            (r, K) float32.
+        """
+        for start in range(0, len(classes), SAMPLES):
+            samples = start + np.flatnonzero(classes[start : start + SAMPLES] >= 0)
+            if len(samples):
+                yield samples, self.relevance[samples, classes[samples]]
 
     def require_finite(self) -> None:
-        """Refuse relevance and embeddings that hold NaN or infinities: they would drop out of means unnoticed.
+        """Refuse embeddings that hold NaN or infinities: they would drop out of means unnoticed.
+
+        Relevance is checked where it is read, see `semlens_audit.flow`.
 
         Raises
         ------
         DataError
             Naming what is broken.
         """
-        _require_finite(f"relevances in layer {self.layer}", [self.relevance])
-        _require_finite(f"embeddings of crops in layer {self.layer}", [self.embeddings, self.null_embeddings])
+        broken = sum(_broken(block) for array in (self.embeddings, self.null_embeddings) for block in in_blocks(array, 64))
+        if broken:
+            raise not_finite(f"embeddings of crops in layer {self.layer}", broken)
 
 
 @dataclass(frozen=True)
@@ -140,8 +176,8 @@ class Evidence:
     class_names: tuple[str, ...]
     paths: tuple[str, ...]
     labels: np.ndarray
-    logits: np.ndarray
-    image_embeddings: np.ndarray
+    logits: Rows
+    image_embeddings: Rows
     attributes: dict[str, np.ndarray]
     probes: dict[str, ConceptProbes]
     empty_prompts: np.ndarray
@@ -173,6 +209,19 @@ class Evidence:
         """(N,) int64: `groups`, or the sample ids where every sample is a unit of its own."""
         return np.arange(len(self.labels), dtype=np.int64) if self.groups is None else self.groups
 
+    @cached_property
+    def _decisions(self) -> Decisions:
+        return decisions(self.logits, self.audited)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(N,) int64 class that the model decides for."""
+        return self._decisions.predicted
+
+    def margin(self, position: int) -> np.ndarray:
+        """(N,) float64 margin of the audited class at `position`, see `semlens_audit.outputs.class_margin`."""
+        return self._decisions.margins[:, position]
+
     def require_finite(self) -> None:
         """Refuse outputs and embeddings that hold NaN or infinities: they would drop out of means unnoticed.
 
@@ -182,19 +231,23 @@ class Evidence:
             Naming what is broken.
         """
         texts = [array for probe in self.probes.values() for array in (probe.text, probe.examples)]
-        for what, arrays in (
-            ("outputs of the model", [self.logits]),
-            ("embeddings of the test images", [self.image_embeddings]),
-            ("embeddings of the concepts", [*texts, self.empty_prompts]),
+        for what, broken in (
+            ("outputs of the model", self._decisions.broken),
+            ("embeddings of the test images", sum(_broken(block) for block in in_blocks(self.image_embeddings))),
+            ("embeddings of the concepts", sum(_broken(array) for array in [*texts, self.empty_prompts])),
         ):
-            _require_finite(what, arrays)
+            if broken:
+                raise not_finite(what, broken)
 
 
-def _require_finite(what: str, arrays: list[np.ndarray]) -> None:
-    broken = sum(int((~np.isfinite(array)).sum()) for array in arrays)
-    if broken:
-        raise DataError(
-            "not-finite",
-            f"The {what} hold {broken} values that are not finite, so that nothing sound can be measured.",
-            "Check the model's weights and its number format; remove the audit's store and run again.",
-        )
+def _broken(array: np.ndarray) -> int:
+    return int((~np.isfinite(array)).sum())
+
+
+def not_finite(what: str, broken: int) -> DataError:
+    """The error that says how many values of the evidence are no numbers."""
+    return DataError(
+        "not-finite",
+        f"The {what} hold {broken} values that are not finite, so that nothing sound can be measured.",
+        "Check the model's weights and its number format; remove the audit's store and run again.",
+    )

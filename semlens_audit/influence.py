@@ -13,13 +13,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from semlens_audit import behaviour
-from semlens_audit.assignment import AssignedLayer, assign_layer, draw_units
+from semlens_audit.assignment import AssignedLayer, assign_layer
 from semlens_audit.checks import LINES, Quantity
 from semlens_audit.data import DataSet
 from semlens_audit.digest import digest
 from semlens_audit.effect_measure import concept_presences
 from semlens_audit.evidence import Evidence
-from semlens_audit.flow import ClassFlow, class_flow
+from semlens_audit.flow import ClassFlow, Flows
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
 from semlens_audit.presence import Presence
@@ -49,7 +49,13 @@ class Influences(BaseModel):
 
 
 def influences(
-    plan: AuditPlan, data: DataSet, evidence: Evidence, measured: Measurements, quantities: Sequence[Quantity]
+    plan: AuditPlan,
+    data: DataSet,
+    evidence: Evidence,
+    measured: Measurements,
+    quantities: Sequence[Quantity],
+    *,
+    flows: Flows | None = None,
 ) -> Influences:
     """How each quantity that was measured moves with the samples.
 
@@ -82,6 +88,8 @@ def influences(
         What was measured.
     quantities
         What the checks ask for.
+    flows
+        Where the evidence's relevance flows, as far as it is known already.
     """
     digests = [sample.sha256 for sample in data.samples]
     groups, identity = unit_groups(evidence.units, digests)
@@ -94,21 +102,21 @@ def influences(
             found.append(_record(quantity, "pairs", pairs, _folded(by_unit, places)))
         elif quantity.kind in LINES:
             found.append(_record(quantity, "samples", identity, _folded(outputs.of(quantity), groups)))
-    weights = draw_units(plan, evidence)
+    flows = flows or Flows(plan, evidence)
     drawn = digest(
         {
             "version": VERSION,
             "seed": plan.audit.seed,
-            "draws": weights.shape[1],
+            "draws": flows.weights.draws,
             "units": sorted([sha256, unit] for sha256, unit in zip(digests, evidence.units.tolist(), strict=True)),
         }
     )
     for source in evidence.layers:
         inside = [quantity for quantity in asked if quantity.layer == source.layer]
         if inside:
-            layer = assign_layer(plan, evidence, source, measured.unrecognised, weights)
+            layer = assign_layer(plan, evidence, source, measured.unrecognised, flows.weights)
             for quantity in inside:
-                flow = class_flow(evidence, source, evidence.class_names.index(quantity.class_name), weights)
+                flow = flows.of(source, evidence.class_names.index(quantity.class_name))
                 draws = _draws(plan, layer, quantity, flow)[:LENGTH]
                 found.append(_record(quantity, "draws", drawn, (draws - draws.mean()) / np.sqrt(len(draws))))
     return Influences(version=VERSION, records=tuple(found))
@@ -243,7 +251,7 @@ class _Outputs:
         own = evidence.labels == self._class(quantity.class_name)
         present = presence.present & presence.known
         if quantity.kind == "subgroup_gap":
-            hit = evidence.logits.argmax(axis=1) == self._class(quantity.class_name)
+            hit = evidence.predicted == self._class(quantity.class_name)
             groups = own & present, own & presence.known & ~present
         else:
             hit = present
@@ -276,7 +284,7 @@ class _Outputs:
                 usable &= presence.known
         counted = np.unique(units[usable])
         results = behaviour.effects(
-            behaviour.class_margin(self._evidence.logits, self._class(class_name)),
+            self._evidence.margin(self._evidence.class_names.index(class_name)),
             self._evidence.labels,
             presences,
             bootstrap=len(counted),

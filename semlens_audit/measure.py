@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from semlens_audit.assignment import COSINE, AssignedLayer, assign_layer, draw_units, interval
+from semlens_audit.assignment import COSINE, AssignedLayer, assign_layer, interval
 from semlens_audit.checks import Quantity
 from semlens_audit.data_measure import measure_data
 from semlens_audit.digest import digest, digest_array, digest_file
 from semlens_audit.effect_measure import effect_quantities, measure_effects
 from semlens_audit.evidence import Evidence
-from semlens_audit.flow import class_flow
+from semlens_audit.flow import Flows
 from semlens_audit.plan import AuditPlan
 from semlens_audit.recognition import probe_aurocs, unrecognised
 from semlens_audit.records import (
@@ -33,12 +33,12 @@ from semlens_audit.reliance import measure_class
 
 __all__ = ["MODULES", "INTERVENTION_SETTINGS", "VERSION", "Measurements", "measure", "measure_layers", "measurement_key"]
 
-VERSION = 8
+VERSION = 9
 """Raised whenever a change here changes a number; part of every cache key."""
 
 MODULES = (
     "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "effect_measure", "flow", "gallery",
-    "headroom", "measure", "presence", "proportions", "recognition", "records", "reliance", "resampling", "scenarios", "scores",
+    "headroom", "measure", "outputs", "presence", "proportions", "recognition", "records", "reliance", "resampling", "scenarios", "scores",
     "statistics", "units",
 )  # fmt: skip
 """What a cached value is made by and read with; their source is part of every cache key."""
@@ -129,6 +129,7 @@ def measure(
     evidence: Evidence,
     quantities: Sequence[Quantity],
     *,
+    flows: Flows | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Measurements:
     """Measure everything that the plan's checks and the report need.
@@ -137,6 +138,8 @@ def measure(
     ----------
     quantities
         What the checks ask for, see `semlens_audit.checks.quantities`.
+    flows
+        Where this evidence's relevance flows, as far as it is known already.
     progress
         Called with the number of finished layers and classes.
 
@@ -152,10 +155,10 @@ def measure(
     effects, aurocs = measure_effects(plan, evidence)
     held_out = probe_aurocs(evidence.probes, np.concatenate([layer.null_embeddings for layer in evidence.layers]))
     missed = unrecognised(plan, held_out, aurocs)
-    layers, class_layers, values = measure_layers(plan, evidence, quantities, missed, progress=step)
+    layers, class_layers, values = measure_layers(plan, evidence, quantities, missed, flows=flows, progress=step)
     shown = measure_data(plan, evidence, quantities, missed)
     found = effect_quantities(quantities, effects, missed) | values | shown.values
-    predicted = evidence.logits.argmax(axis=1)
+    predicted = evidence.predicted
     return Measurements(
         layers=tuple(layers),
         class_layers=tuple(class_layers),
@@ -178,6 +181,7 @@ def measure_layers(
     quantities: Sequence[Quantity],
     unrecognised: Mapping[str, str],
     *,
+    flows: Flows | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[LayerRecord], list[ClassLayer], dict[str, Measurement]]:
     """The mechanistic line of evidence in every layer of `evidence`.
@@ -188,6 +192,8 @@ def measure_layers(
         What the checks ask for; those of other layers, or of none, are left alone.
     unrecognised
         Concepts that the foundation model does not recognise, with the reason.
+    flows
+        Where the relevance of these samples flows, as far as it is known already: it depends on neither concepts nor references.
     progress
         Called with the number of finished layers and classes.
 
@@ -201,16 +207,15 @@ def measure_layers(
     layers: list[LayerRecord] = []
     class_layers: list[ClassLayer] = []
     found: dict[str, Measurement] = {}
-    weights = draw_units(plan, evidence)
+    flows = flows or Flows(plan, evidence)
     for source in evidence.layers:
         source.require_finite()
-        layer = assign_layer(plan, evidence, source, unrecognised, weights)
+        layer = assign_layer(plan, evidence, source, unrecognised, flows.weights)
         step(1)
         layers.append(_layer_record(plan, layer, concept_ids))
         for position, name in enumerate(evidence.class_names):
             asked = [q for q in quantities if q.layer == source.layer and q.class_name == name]
-            flow = class_flow(evidence, source, position, weights)
-            record, values = measure_class(plan, evidence, layer, position, flow, asked)
+            record, values = measure_class(plan, evidence, layer, position, flows.of(source, position), asked)
             class_layers.append(record)
             found.update(values)
             step(1)
@@ -240,6 +245,8 @@ def _layer_record(plan: AuditPlan, layer: AssignedLayer, concepts: list[str]) ->
         components=len(layer.weights),
         dead=int(layer.source.dead.sum()),
         attribution=layer.source.attribution,
+        method=layer.source.chosen[0] if layer.source.chosen else plan.audit.measurement.attribution,
+        choice=layer.source.chosen[1] if layer.source.chosen else None,
         conservation=float(np.median(finite)) if finite.size else None,
         clarity=clarity,
         calibration=tuple(

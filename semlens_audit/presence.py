@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit import scores
+from semlens_audit.outputs import Rows, in_blocks
 from semlens_audit.statistics import otsu
 
 __all__ = ["SEPARATION", "Presence", "presence_from_attribute", "presences_from_embeddings", "two_groups"]
@@ -73,7 +74,7 @@ def presence_from_attribute(column: np.ndarray) -> Presence:
     return Presence(value, present, known, value, None, "attributes")
 
 
-def presences_from_embeddings(image_embeddings: np.ndarray, probes: scores.ProbeSet) -> list[Presence]:
+def presences_from_embeddings(image_embeddings: Rows, probes: scores.ProbeSet) -> list[Presence]:
     """Presence of every concept as the foundation model sees it on the whole image.
 
     The score of a concept is the mean over its probes of the alignment, each standardised over the data. A mixture of two normal
@@ -117,9 +118,10 @@ def presences_from_embeddings(image_embeddings: np.ndarray, probes: scores.Probe
     ]
 
 
-def _concept_scores(image_embeddings: np.ndarray, probes: scores.ProbeSet) -> np.ndarray:
+def _concept_scores(image_embeddings: Rows, probes: scores.ProbeSet) -> np.ndarray:
     """(N, J): mean over a concept's probes of the alignment, each standardised over the data."""
-    aligned = scores.alignment(image_embeddings, probes)
+    blocks = [scores.alignment(block.astype(np.float64), probes) for block in in_blocks(image_embeddings)]
+    aligned = np.concatenate(blocks) if blocks else np.zeros((0, len(probes.directions)))
     standard = (aligned - aligned.mean(axis=0)) / np.maximum(aligned.std(axis=0), 1e-12)
     return np.stack([standard[:, probes.concepts == concept].mean(axis=1) for concept in range(probes.count)], axis=1)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit.assignment import COSINE, SHARE, AssignedLayer, interval
-from semlens_audit.behaviour import class_margin
 from semlens_audit.checks import Quantity
 from semlens_audit.evidence import Evidence
 from semlens_audit.flow import ClassFlow
@@ -152,7 +151,7 @@ def _not_measured(
             f"relevance reaches layer {place} in only {flow.carried_units} {several} of class {name},"
             f" {settings.minimum_samples} needed"
         )
-    varies = float(class_margin(evidence.logits, evidence.audited[position]).std())
+    varies = float(evidence.margin(position).std())
     if varies < settings.minimum_spread:
         # Shares add up to 1 even where there is nothing to share: an untrained network rests its constant output on something.
         return (

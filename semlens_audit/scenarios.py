@@ -17,6 +17,7 @@ from semlens_audit.checks import Quantity
 from semlens_audit.effect_measure import effect_quantities, measure_effects
 from semlens_audit.errors import AuditError
 from semlens_audit.evidence import ConceptProbes, Evidence, LayerEvidence
+from semlens_audit.flow import Flows
 from semlens_audit.headroom import FirstReferences, fewer, slots
 from semlens_audit.measure import Measurements, measure_layers
 from semlens_audit.plan import AuditPlan
@@ -89,6 +90,7 @@ def measure_scenarios(
     quantities: Sequence[Quantity],
     measured: Measurements,
     *,
+    flows: Flows | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Scenario, ...]:
     """Measure what the plan's checks ask for under every other setting that is tried.
@@ -101,6 +103,8 @@ def measure_scenarios(
         What the checks ask for, see `semlens_audit.checks.quantities`.
     measured
         What was measured under the declared settings.
+    flows
+        Where the evidence's relevance flows, as far as it is known already; no setting that is tried changes it.
     progress
         Called with the number of finished scenarios.
 
@@ -109,15 +113,15 @@ def measure_scenarios(
     tuple of Scenario
         In the order of `Knob`; those that cannot be tried say why. Criteria are no scenario: they need no measurement.
     """
-    step = progress or (lambda _: None)
+    step, flows = progress or (lambda _: None), flows or Flows(plan, evidence)
     made: list[Scenario] = []
     for variant in _variants(plan, evidence):
-        made.append(variant if isinstance(variant, Scenario) else _measure(variant, quantities, measured))
+        made.append(variant if isinstance(variant, Scenario) else _measure(variant, quantities, measured, flows))
         step(1)
     return tuple(made)
 
 
-def _measure(variant: _Variant, quantities: Sequence[Quantity], measured: Measurements) -> Scenario:
+def _measure(variant: _Variant, quantities: Sequence[Quantity], measured: Measurements, flows: Flows) -> Scenario:
     plan, evidence = variant.plan, variant.evidence
     found: dict[str, Measurement] = {}
     missed: dict[str, str] | None = None
@@ -128,7 +132,7 @@ def _measure(variant: _Variant, quantities: Sequence[Quantity], measured: Measur
             found |= effect_quantities(quantities, effects, missed)
         asked = checks.quantities(plan) if variant.layer else quantities
         known = measured.unrecognised if missed is None else missed
-        found |= measure_layers(plan, evidence, asked, known)[2]
+        found |= measure_layers(plan, evidence, asked, known, flows=flows)[2]
     except AuditError as error:
         said = error.problems[0].message.rstrip(".")
         return Scenario(knob=variant.knob, setting=variant.setting, layer=variant.layer, not_tried=said)

@@ -5,31 +5,71 @@ Shapes use K components, B draws, m reference samples, N samples, U independent 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-__all__ = ["count_units", "effective_units", "reference_weights", "spread_factor", "unit_weights"]
+__all__ = ["UnitWeights", "count_units", "effective_units", "reference_weights", "spread_factor", "worth"]
+
+_HELD = 1 << 24
+"""Weights that are kept once made, 64 MB; the others are made again, alike."""
 
 
-def unit_weights(groups: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Bayesian-bootstrap weights, one per independent unit and draw, not normalised.
+class UnitWeights:
+    """Bayesian-bootstrap weights, one per independent unit and draw, exponentially distributed (Rubin 1981), not normalised.
 
     Samples of one unit (photographs of one lesion, copies of one image) share their weight, so that repeating a sample
     adds nothing to what is known (cluster bootstrap; Cameron, Gelbach and Miller 2008). Everything that rests on a sample, be it
     as a test sample, as a reference sample of one component or of another, takes its weight from here: what the same samples
     bring about is resampled together.
 
+    The weights of a unit depend on the seed and the unit's number alone (counter-based generator Philox; Salmon et al. 2011), so
+    that they are made where they are needed: a hundred thousand units with a thousand draws would take 400 MB.
+
     Parameters
     ----------
-    groups
-        (N,) int64 unit of each sample, any integers from 0.
-
-    Returns
-    -------
-    numpy.ndarray
-        (max(groups) + 1, draws) float32, exponentially distributed (Rubin 1981). Rows follow the unit's number, not the order
-        of samples.
+    draws
+        B, draws of the bootstrap.
+    seed
+        Seeds of the generator.
     """
-    return rng.standard_exponential((int(groups.max(initial=-1)) + 1, draws), dtype=np.float32)
+
+    def __init__(self, draws: int, seed: Sequence[int]) -> None:
+        self.draws = draws
+        self._bits = np.random.Philox(key=np.random.SeedSequence(list(seed)).generate_state(2, np.uint64))
+        self._generator = np.random.Generator(self._bits)
+        self._start = self._bits.state
+        self._held: dict[int, np.ndarray] = {}
+
+    def of(self, units: np.ndarray) -> np.ndarray:
+        """Weights of units.
+
+        Parameters
+        ----------
+        units
+            Any shape, integers from 0.
+
+        Returns
+        -------
+        numpy.ndarray
+            (..., B) float32.
+        """
+        names, place = np.unique(units, return_inverse=True)
+        made = np.empty((len(names), self.draws), dtype=np.float32)
+        for row, unit in enumerate(names.tolist()):
+            made[row] = self._row(unit)
+        return made[place.reshape(units.shape)]
+
+    def _row(self, unit: int) -> np.ndarray:
+        row = self._held.get(unit)
+        if row is None:
+            # Each unit has a stream of its own: the counter's third word, which no stream reaches by counting up.
+            self._start["state"]["counter"][:] = (0, 0, unit, 0)
+            self._bits.state = self._start
+            row = self._generator.standard_exponential(self.draws, dtype=np.float32)
+            if len(self._held) * self.draws < _HELD:
+                self._held[unit] = row
+        return row
 
 
 def count_units(groups: np.ndarray) -> int:
@@ -57,6 +97,12 @@ def effective_units(units: np.ndarray, present: np.ndarray) -> np.ndarray:
     return np.divide(present.sum(axis=1) ** 2.0, pairs, out=np.zeros(len(units)), where=pairs > 0)
 
 
+def worth(units: np.ndarray) -> float:
+    """Independent samples that those of the given units (n,) are worth, see `effective_units`; 0 without any."""
+    sizes = np.unique(units, return_counts=True)[1].astype(np.float64)
+    return float(len(units) ** 2.0 / (sizes**2).sum()) if len(units) else 0.0
+
+
 def spread_factor(units: np.ndarray | float) -> np.ndarray:
     """What the Bayesian bootstrap's deviation of a mean of u units falls short of: ``sqrt((u + 1) / (u - 1))``.
 
@@ -67,13 +113,13 @@ def spread_factor(units: np.ndarray | float) -> np.ndarray:
     return np.sqrt(np.divide(count + 1.0, count - 1.0, out=np.ones_like(count), where=count >= 2))
 
 
-def reference_weights(weights: np.ndarray, units: np.ndarray, present: np.ndarray) -> np.ndarray:
+def reference_weights(weights: UnitWeights, units: np.ndarray, present: np.ndarray) -> np.ndarray:
     """Weights of each component's reference samples.
 
     Parameters
     ----------
     weights
-        (U, B) of `unit_weights`.
+        Of the audit's units.
     units
         (K, m) unit of each reference sample; anything where none is present.
     present
@@ -84,6 +130,7 @@ def reference_weights(weights: np.ndarray, units: np.ndarray, present: np.ndarra
     numpy.ndarray
         (K, B, m) float32, each row adds up to 1 where the component has a reference sample, else 0.
     """
-    chosen = weights[np.where(present, units, 0)] * present[..., None]
+    chosen = weights.of(np.where(present, units, 0))
+    chosen *= present[..., None]
     chosen /= np.maximum(chosen.sum(axis=1, keepdims=True), 1e-12)
     return chosen.transpose(0, 2, 1)

@@ -7,13 +7,13 @@ import pytest
 
 from semlens_audit.resampling import resampled_clarity
 from semlens_audit.scores import clarity, unit
-from semlens_audit.units import count_units, effective_units, reference_weights, spread_factor, unit_weights
+from semlens_audit.units import UnitWeights, count_units, effective_units, reference_weights, spread_factor, worth
 
 
 def test_samples_of_a_unit_share_their_weight() -> None:
     groups = np.array([0, 2, 2, 1])
-    weights = unit_weights(groups, 50, np.random.default_rng(0))
-    assert weights.shape == (3, 50)
+    weights = UnitWeights(50, [0])
+    assert weights.of(groups).shape == (4, 50)
     chosen = reference_weights(weights, groups[[[1, 2, 0, 0]]], np.array([[True, True, True, False]]))
     assert chosen.shape == (1, 50, 4)
     assert np.array_equal(chosen[0, :, 0], chosen[0, :, 1])
@@ -21,8 +21,43 @@ def test_samples_of_a_unit_share_their_weight() -> None:
     assert chosen.sum(axis=-1) == pytest.approx(np.ones((1, 50)), abs=1e-5)
 
 
+def test_weights_go_by_the_unit_alone_whatever_is_asked_for_before_and_however_much_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    units = np.array([[5, 0, 90_000], [7, 5, 2**40]])
+    kept = UnitWeights(33, [3, 1]).of(units)
+    monkeypatch.setattr("semlens_audit.units._HELD", 40)
+    other = UnitWeights(33, [3, 1])
+    for one in units.ravel()[::-1]:
+        other.of(np.array([one]))
+    assert np.array_equal(other.of(units), kept)
+    assert np.array_equal(kept[0, 0], kept[1, 1])
+    assert len({row.tobytes() for row in kept.reshape(-1, 33)}) == 5
+    assert not np.array_equal(UnitWeights(33, [3, 2]).of(units), kept)
+
+
+def test_weights_are_exponential_and_those_of_different_units_independent() -> None:
+    weights = UnitWeights(400, [11]).of(np.arange(500))
+    assert weights.mean() == pytest.approx(1.0, abs=0.02)
+    assert weights.var() == pytest.approx(1.0, abs=0.05)
+    assert np.quantile(weights, 0.9) == pytest.approx(np.log(10), abs=0.05)
+    correlation = np.corrcoef(weights)[np.triu_indices(500, 1)]
+    assert np.abs(correlation.mean()) < 0.003
+    assert correlation.std() == pytest.approx(1 / np.sqrt(400), rel=0.05)
+    across = np.corrcoef(weights.T)[np.triu_indices(400, 1)]
+    assert across.std() == pytest.approx(1 / np.sqrt(500), rel=0.05)
+
+
+def test_what_samples_are_worth_is_what_the_pairwise_count_says() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 40):
+        units = rng.integers(0, 9, n)
+        assert worth(units) == pytest.approx(effective_units(units[None], np.ones((1, n), dtype=bool))[0])
+    assert worth(np.empty(0, dtype=np.int64)) == 0.0
+
+
 def test_empty_places_take_no_weight_and_none_at_all_is_none() -> None:
-    weights = unit_weights(np.arange(3), 4, np.random.default_rng(0))
+    weights = UnitWeights(4, [0])
     chosen = reference_weights(weights, np.array([[-1, -2]]), np.zeros((1, 2), dtype=bool))
     assert not chosen.any()
 
