@@ -175,17 +175,58 @@ def _model(audit: AuditSource, *at: str) -> None:
             )
         else:
             _code_file(audit, match["file"], *at, "name")
-    elif source in ("timm", "torchvision", "open_clip") and audit.get(*at) is not None and weights is None:
+    elif source == "export" and name is not None:
+        _program(audit, *at)
+    elif source == "open_clip" and weights is None:
+        _model_directory(audit, *at, "name")
+    elif source in ("timm", "torchvision") and audit.get(*at) is not None and weights is None:
         audit.add(
             "missing-weights",
             at,
             f"`{source}` models need `weights`.",
             "Name a local .safetensors or .pt file; nothing is ever downloaded.",
         )
-    if source != "code":
+    if source in ("timm", "torchvision") or (source == "open_clip" and weights is not None):
         check_model_name(audit.source, (*at, "name"), name)
+    if source != "code":
         check_arguments(audit.source, (*at, "arguments"), audit.get(*at, "arguments"))
     _weights(audit, source, *at, "weights")
+    _head(audit, source, *at)
+
+
+def _program(audit: AuditSource, *at: str) -> None:
+    """Rules of an exported program."""
+    path = audit.existing("the exported program", *at, "name", folder=False)
+    if path is not None and path.suffix != ".pt2":
+        audit.add(
+            "bad-export", (*at, "name"), f"`{path.name}` is no exported program.", "Give a .pt2 file that torch.export.save has written."
+        )
+    for key in ("weights", "arguments"):
+        if audit.get(*at, key):
+            audit.add(
+                "unused-key", (*at, key), f"model: `{key}` means nothing for an exported program, which is complete.", "Leave it out.",
+                at_key=True,
+            )  # fmt: skip
+
+
+def _head(audit: AuditSource, source: str | None, *at: str) -> None:
+    """Rules of what makes a classifier of an image tower: a linear head, or class prompts."""
+    head = audit.get(*at, "head") is not None
+    for key in ("head", "normalised", "prompts", "templates"):
+        given = audit.get(*at, key) not in (None, False, {}, [])
+        if given and source != "open_clip":
+            audit.add("unused-key", (*at, key), f"model: only `open_clip` models have `{key}`.", "Leave it out.", at_key=True)
+        elif given and (head if key in ("prompts", "templates") else key == "normalised" and not head):
+            why = "a classifier with a linear head reads no prompts" if head else "a zero-shot classifier always normalises"
+            audit.add("unused-key", (*at, key), f"model: `{key}` means nothing here: {why}.", "Leave it out.", at_key=True)
+    for index, template in texts(audit.get(*at), "templates"):
+        if "{}" not in template:
+            audit.add(
+                "bad-template", (*at, "templates", index), f"the template `{template}` has no {{}} for the class.",
+                "Write e.g. `a photo of a {}.`",
+            )  # fmt: skip
+    if source == "open_clip":
+        _weights(audit, None, *at, "head")
 
 
 def _code_file(audit: AuditSource, text: str, *at: str) -> None:
@@ -352,16 +393,24 @@ def _foundation(audit: AuditSource) -> None:
             check_model_name(audit.source, (*at, "name"), name)
             _weights(audit, source, *at, "weights")
         else:
-            folder = audit.existing("the model directory", *at, "name", folder=True)
-            if folder is not None and audit.check_files and not (folder / "open_clip_config.json").is_file():
-                audit.add(
-                    "missing-file",
-                    (*at, "name"),
-                    f"{folder} holds no open_clip_config.json.",
-                    "Give an open_clip model directory, or an architecture together with `weights`.",
-                )
-            elif folder is not None and audit.check_files:
-                check_model_directory(audit.source, (*at, "name"), folder, roots(audit.file, name))
+            _model_directory(audit, *at, "name")
+
+
+def _model_directory(audit: AuditSource, *at: str) -> None:
+    """Rules of an open_clip model directory."""
+    name = audit.text(*at)
+    folder = audit.existing("the model directory", *at, folder=True)
+    if name is None or folder is None or not audit.check_files or name.startswith(PHANTOM):
+        return
+    if not (folder / "open_clip_config.json").is_file():
+        audit.add(
+            "missing-file",
+            at,
+            f"{folder} holds no open_clip_config.json.",
+            "Give an open_clip model directory, or an architecture together with `weights`.",
+        )
+    else:
+        check_model_directory(audit.source, at, folder, roots(audit.file, name))
 
 
 def look(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import ExecutionError, SubjectError
+from semlens_audit.open_clip_models import FOUNDATION, file_digests, load_open_clip, model_directory
 from semlens_audit.paths import resolve
 from semlens_audit.plan import AuditPlan, FoundationModel, ModelSource, Preprocessing
 from semlens_audit.weights import weights_file
@@ -46,38 +46,13 @@ SAME = 0.999
 
 Precision = Literal["fp32", "bf16"]
 
-_CONFIG = "open_clip_config.json"
-_CHECKPOINTS = (".safetensors", ".bin", ".pth", ".pt")
-
 
 def _model_directory(plan: AuditPlan) -> Path | None:
     """Folder of an open_clip model directory, or ``None`` for an architecture with weights, or timm."""
     model = plan.audit.foundation_model
     if model.source != "open_clip" or model.weights is not None:
         return None
-    folder = resolve(plan, model.name)
-    if not folder.is_dir():
-        raise SubjectError(
-            "missing-foundation-model",
-            "The open_clip model directory does not exist.",
-            "Name a folder with open_clip_config.json, or an open_clip architecture together with `weights`, or phantom:clip.",
-            file=str(folder),
-        )
-    if not (folder / _CONFIG).is_file():
-        raise SubjectError(
-            "bad-foundation-model",
-            f"The folder has no {_CONFIG}.",
-            "Save the model as an open_clip model directory.",
-            file=str(folder),
-        )
-    if not any(path.suffix in _CHECKPOINTS for path in folder.iterdir()):
-        raise SubjectError(
-            "missing-weights",
-            "The open_clip model directory has no weights; a random model means nothing.",
-            "Put open_clip_model.safetensors beside the configuration.",
-            file=str(folder),
-        )
-    return folder
+    return model_directory(resolve(plan, model.name), FOUNDATION)
 
 
 def foundation_digest(plan: AuditPlan) -> str:
@@ -92,11 +67,7 @@ def foundation_digest(plan: AuditPlan) -> str:
     parts: dict[str, Any] = {"version": VERSION, "source": model.source, "arguments": model.arguments}
     folder = _model_directory(plan)
     if folder is not None:
-        parts["files"] = {
-            path.name: digest_file(path)
-            for path in sorted(folder.iterdir())
-            if path.is_file() and path.suffix != ".md" and not path.name.startswith(".")
-        }
+        parts["files"] = file_digests(folder)
     else:
         parts["name"] = model.name
         parts["weights"] = digest_file(_weights(plan, model))
@@ -272,37 +243,13 @@ def load_foundation(plan: AuditPlan) -> Foundation:
 
 
 def _load_open_clip(plan: AuditPlan, sha256: str) -> Foundation:
-    import semlens_audit._torchvision  # noqa: F401
-
-    import open_clip  # isort: skip
     import torch
 
     model_plan = plan.audit.foundation_model
     folder = _model_directory(plan)
-    if folder is not None:
-        _check_config(folder)
-    name = f"local-dir:{folder}" if folder is not None else model_plan.name
-    checkpoint = None if folder is not None else str(_weights(plan, model_plan))
-    try:
-        model, prepare = open_clip.create_model_from_pretrained(
-            name,
-            pretrained=checkpoint,
-            precision="fp32",
-            device="cpu",
-            weights_only=True,
-            pretrained_text=False,
-            **model_plan.arguments,
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-    except Exception as error:
-        first = " ".join(line.strip() for line in str(error).splitlines()[:2]) or type(error).__name__
-        raise SubjectError(
-            "bad-foundation-model",
-            f"open_clip cannot load the foundation model: {first}",
-            "Check that configuration and weights belong together.",
-            file=str(folder or checkpoint),
-        ) from error
-    model = model.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    checkpoint = None if folder is not None else _weights(plan, model_plan)
+    loaded = load_open_clip(model_plan.name, folder, checkpoint, model_plan.arguments, FOUNDATION)
+    model: Any = loaded.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = model.visual.image_size
     side = (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size), int(size))
     with torch.inference_mode():
@@ -311,26 +258,10 @@ def _load_open_clip(plan: AuditPlan, sha256: str) -> Foundation:
         name=model_plan.name,
         sha256=sha256,
         encode=model.encode_image,
-        prepare=prepare,
-        encode_text=lambda texts: model.encode_text(tokenizer(texts)),
+        prepare=loaded.prepare,
+        encode_text=lambda texts: model.encode_text(loaded.tokenise(texts)),
         dimension=dimension,
     )
-
-
-def _check_config(folder: Path) -> None:
-    """Refuse a configuration that would make open_clip build something random or look for files on the network."""
-    try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        known = isinstance(config, dict) and isinstance(config.get("model_cfg"), dict)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        known = False
-    if not known:
-        raise SubjectError(
-            "bad-foundation-model",
-            f"{_CONFIG} is no JSON object with a `model_cfg`.",
-            "Save the model as an open_clip model directory.",
-            file=str(folder / _CONFIG),
-        )
 
 
 def _load_timm(plan: AuditPlan, sha256: str) -> Foundation:

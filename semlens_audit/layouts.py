@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any
 
 import torch
+from torch.fx import Graph
 
 from semlens_audit.errors import SubjectError
 from semlens_audit.networks import nearest_layer
@@ -22,6 +23,7 @@ from semlens_audit.networks import nearest_layer
 __all__ = ["Layout", "first_tensor", "grid_of", "layout_of", "observed", "prefix_tokens", "replace_first"]
 
 _ATTENTION = re.compile("att(entio)?n", re.IGNORECASE)
+_SPATIAL = {"conv2d", "batch_norm", "_batch_norm", "group_norm", "instance_norm"}
 _PREFIXES = ("class_token", "class_embedding", "cls_token", "dist_token", "distillation_token", "reg_token", "register_tokens")
 _MOST_PREFIX_TOKENS = 8
 _CHANNELS_FIRST = (
@@ -184,7 +186,8 @@ def layout_of(model: torch.nn.Module, name: str, output: torch.Tensor, batch: in
 def _of_four(model: torch.nn.Module, name: str, shape: tuple[int, ...]) -> Layout:
     module = nearest_layer(model, name)
     parent = nearest_layer(model, name.rpartition(".")[0]) if "." in name else model
-    if _ATTENTION.search(type(parent).__name__) and not _channels_first(module) and not _channels_last(module):
+    inside = _ATTENTION.search(type(parent).__name__) or _ATTENTION.search(name.rpartition(".")[0].rpartition(".")[2])
+    if inside and not _channels_first(module) and not _channels_last(module):
         raise _refused(
             "unknown-layout", name, shape, "inside attention, its axes are heads and pairs of tokens, not places",
             f"Audit {_outside(model, name)}.",
@@ -206,15 +209,29 @@ def _of_four(model: torch.nn.Module, name: str, shape: tuple[int, ...]) -> Layou
     )  # fmt: skip
 
 
+def _operations(module: torch.nn.Module) -> set[str]:
+    """Names of the operations that a module of an exported program runs itself; empty for any other."""
+    graph = getattr(module, "graph", None)
+    return {getattr(node.target, "__name__", "").partition(".")[0] for node in graph.nodes} if isinstance(graph, Graph) else set()
+
+
 def _channels_first(module: torch.nn.Module) -> bool:
-    return any(isinstance(part, _CHANNELS_FIRST) or type(part).__name__.endswith("Norm2d") for part in module.modules())
+    return any(
+        isinstance(part, _CHANNELS_FIRST) or type(part).__name__.endswith("Norm2d") or _operations(part) & _SPATIAL
+        for part in module.modules()
+    )
 
 
 def _channels_last(module: torch.nn.Module) -> bool:
     """Whether it holds a layer norm over the last axis, or is linear: nothing else puts components last."""
-    return isinstance(module, torch.nn.Linear) or any(
-        isinstance(part, torch.nn.LayerNorm | torch.nn.RMSNorm) and not type(part).__name__.endswith("2d") for part in module.modules()
-    )
+    if isinstance(module, torch.nn.Linear) or "linear" in _operations(module):
+        return True
+    for part in module.modules():
+        if isinstance(part, torch.nn.LayerNorm | torch.nn.RMSNorm) and not type(part).__name__.endswith("2d"):
+            return True
+        if "layer_norm" in _operations(part) and "permute" not in _operations(part):
+            return True
+    return False
 
 
 def _outside(model: torch.nn.Module, name: str) -> str:

@@ -37,9 +37,11 @@ def build(source: ModelSource, *, code_file: Path | None = None, allow_code: boo
     Raises
     ------
     SubjectError
-        ``unknown-architecture`` (suggesting the nearest), ``bad-arguments``, ``unsupported-source``, ``bad-code``.
+        ``unknown-architecture`` (suggesting the nearest), ``bad-arguments``, ``bad-code``.
     UsageError
         ``code-not-allowed``.
+    ValueError
+        Another source than timm, torchvision and code.
     """
     if source.source == "code":
         model = _from_code(source, code_file, allow_code)
@@ -48,11 +50,7 @@ def build(source: ModelSource, *, code_file: Path | None = None, allow_code: boo
     elif source.source == "torchvision":
         model = _from_torchvision(source)
     else:
-        raise SubjectError(
-            "unsupported-source",
-            f"The open_clip model {source.name!r} cannot be audited by itself: it has no output per class.",
-            "Put a linear head on its image tower in own code (source: code); as foundation model it is fine.",
-        )
+        raise ValueError(f"a model of source {source.source} is no architecture to build; see subject.load_model")
     return model.to(device="cpu").float().eval().requires_grad_(False)
 
 

@@ -20,10 +20,13 @@ _KEYS: dict[str, KeyPath] = {
     "crop-larger-than-resize": ("subject", "preprocessing"),
     "model-fails": ("subject", "model"),
     "not-a-classifier": ("subject", "model", "name"),
+    "preprocessing-differs": ("subject", "preprocessing"),
     "unknown-architecture": ("subject", "model", "name"),
-    "unsupported-source": ("subject", "model", "source"),
+    "unknown-class": ("subject", "model", "prompts"),
 }
-_OF_LAYERS = frozenset({"no-tensor-output", "unknown-layer", "unknown-layout", "unused-layer"})
+_OF_LAYERS = frozenset(
+    {"ambiguous-layout", "no-tensor-output", "partitioned-output", "unknown-layer", "unknown-layout", "unused-layer"}
+)
 
 
 @contextmanager

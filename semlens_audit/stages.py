@@ -25,8 +25,8 @@ NULL_CROPS = 2000
 THUMBNAILS = 8
 """Reference samples of each component that get pictures."""
 
-_MODEL = ("subject.py", "networks.py", "weights.py", "images.py")
-_ATTRIBUTION = ("attribution.py", "components.py", "cropping.py", "layouts.py", "lrp*.py")
+_MODEL = ("subject.py", "networks.py", "weights.py", "images.py", "clip_classifier.py", "exported.py", "open_clip_models.py")
+_ATTRIBUTION = ("attribution*.py", "components.py", "cropping.py", "layouts.py", "lrp*.py")
 
 
 @cache
@@ -75,7 +75,8 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     dict
         stage -> inputs. ``images`` (every image decodes), ``outputs``, ``pairs`` (outputs on
         counterfactual pairs, where there are any), ``references:LAYER``, ``crops:LAYER``,
-        ``relevance:LAYER``, ``selection:LAYER`` (reference samples by relevance, where the audit asks for them),
+        ``relevance:LAYER``, ``attribution:LAYER`` (the method that applies, where the audit leaves it open),
+        ``selection:LAYER`` (reference samples by relevance, where the audit asks for them),
         ``foundation`` (facts about the foundation model on this data; its key names the pool of region embeddings), ``views``
         (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops), ``probes``.
     """
@@ -96,7 +97,7 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
             "foundation": meaning,
             "data": data.sha256,
             "geometry": view.model_dump(mode="json", include={"resize", "size", "interpolation"}),
-            "code": _code("foundation.py", "subject.py", "images.py"),
+            "code": _code("foundation.py", "open_clip_models.py", "subject.py", "images.py"),
         },
     }
     if data.pairs is not None:
@@ -168,6 +169,11 @@ def _reference_inputs(plan: AuditPlan, model: dict[str, Any], layer: str) -> dic
         "thumbnails": THUMBNAILS,
         "code": _code(*_ATTRIBUTION, "thumbnails.py"),
     }
+    if settings.attribution == "auto":
+        # Which method it comes to depends on nothing that is not in the keys of relevance and crops as well.
+        inputs[f"attribution:{layer}"] = {
+            "stage": "attribution", **model, "layer": layer, "code": _code(*_MODEL, *_ATTRIBUTION)
+        }  # fmt: skip
     inputs[f"references:{layer}"] = references
     inputs[f"crops:{layer}"] = crops
     inputs[f"relevance:{layer}"] = relevance
@@ -198,7 +204,7 @@ def _probe_inputs(plan: AuditPlan, meaning: str, file_digest: Callable[[Path], s
         "templates": list(plan.spec.templates) if text else [],
         "alternatives": alternatives(plan.spec.templates) if text else [],
         "concepts": concepts,
-        "code": _code("foundation.py", "images.py"),
+        "code": _code("foundation.py", "open_clip_models.py", "images.py"),
     }
 
 

@@ -23,8 +23,9 @@ SHIPPED = Path(__file__).parent / "qualification" / "qualification.json"
 _PRESENTED = {"gallery", "records"}
 """Modules that values are kept and shown with; they measure and decide nothing."""
 _STAGES = (
-    "attribution", "components", "cropping", "crops", "data", "foundation", "images", "index", "layouts", "lrp", "lrp_modes", "lrp_rules",
-    "networks", "passes", "prefetch", "probe_texts", "regions", "selection", "stages", "subject", "vectors", "verdict", "weights",
+    "attribution", "clip_classifier", "components", "cropping", "crops", "data", "exported", "foundation", "images", "index",
+    "layouts", "lrp", "lrp_modes", "lrp_rules", "networks", "open_clip_models", "passes", "prefetch", "probe_texts", "regions",
+    "selection", "stages", "subject", "vectors", "verdict", "weights",
 )  # fmt: skip
 _UNLIKE = {"attribution", "batch_size", *INTERVENTION_SETTINGS}
 """Settings that no two qualified audits need to share: the attribution goes by the architecture, and the others change no finding."""
@@ -84,6 +85,7 @@ def differences(
     samples: int,
     architecture: str,
     findings: Sequence[Finding],
+    attributions: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], WorldRecord | None]:
     """What differs between an audit and what was qualified.
 
@@ -97,6 +99,8 @@ def differences(
         Of its subject, as `SubjectRecord.architecture` has it.
     findings
         For their criteria.
+    attributions
+        Methods that its layers were attributed by, where the audit leaves them open.
 
     Returns
     -------
@@ -119,8 +123,10 @@ def differences(
     kind = family(architecture)
     if kind is None or kind not in qualified.attributions:
         found.append(f"the architecture {architecture} is of no qualified family ({join(list(qualified.attributions))})")
-    elif settings.attribution != qualified.attributions[kind]:
-        found.append(f"attribution {settings.attribution} instead of {qualified.attributions[kind]}")
+    else:
+        methods = set(attributions) or {settings.attribution}
+        if methods != {qualified.attributions[kind]}:
+            found.append(f"attribution {join(sorted(methods))} instead of {qualified.attributions[kind]}")
     if kind in qualified.layers and len(layers) != len(qualified.layers[kind]):
         found.append(f"{count(len(layers), 'audited layer')} instead of {len(qualified.layers[kind])}")
     own, default = shared_settings(settings), shared_settings(MeasurementSettings())
@@ -168,12 +174,13 @@ def standing(
     samples: int,
     architecture: str,
     findings: Sequence[Finding],
+    attributions: Sequence[str] = (),
 ) -> StandingRecord:
     """What an audit stands on: the ``qualification.json`` that it names, else the one that comes with the tool, if it does.
 
     Parameters
     ----------
-    foundation, data_source, samples, architecture, findings
+    foundation, data_source, samples, architecture, findings, attributions
         See `differences`.
 
     Raises
@@ -193,6 +200,7 @@ def standing(
         samples=samples,
         architecture=architecture,
         findings=findings,
+        attributions=attributions,
     )
     identity = Identity(
         name=path.name,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from semlens_audit import clip_classifier
 from semlens_audit.data import class_names
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import ExecutionError, SubjectError
@@ -67,6 +68,10 @@ def normalise(view: Image.Image, preprocessing: Preprocessing) -> torch.Tensor:
 def source_digest(plan: AuditPlan, source: ModelSource) -> str:
     """Identity of a model as files tell it: weights bytes, fields of the source, bytes of own code. Needs no torch."""
     parts: dict[str, Any] = {"source": source.source, "name": source.name, "arguments": source.arguments}
+    if source.source == "open_clip":
+        return digest({**parts, "name": "", **clip_classifier.identity(source, *_open_clip_files(plan, source), class_names(plan))})
+    if source.source == "export":
+        return digest({**parts, "name": "", "program": digest_file(_program(plan, source))})
     if source.weights is not None:
         parts["weights"] = digest_file(weights_file(resolve(plan, source.weights)))
     code = code_file(plan, source)
@@ -91,6 +96,21 @@ def code_file(plan: AuditPlan, source: ModelSource) -> Path | None:
     if not colon or not path or not function.isidentifier():
         raise SubjectError("bad-code", f"{source.name!r} names no function.", "Write path/to/file.py:function.")
     return resolve(plan, path)
+
+
+def _open_clip_files(plan: AuditPlan, source: ModelSource) -> tuple[Path | None, Path | None, Path | None]:
+    """Model directory, weights file and head of an open_clip source, as far as it names them."""
+    head = None if source.head is None else resolve(plan, source.head)
+    if source.weights is None:
+        return resolve(plan, source.name), None, head
+    return None, weights_file(resolve(plan, source.weights)), head
+
+
+def _program(plan: AuditPlan, source: ModelSource) -> Path:
+    path = resolve(plan, source.name)
+    if not path.is_file():
+        raise SubjectError("bad-export", "The exported program does not exist.", "Mend `model.name` in the audit.", file=str(path))
+    return path
 
 
 def subject_digest(plan: AuditPlan) -> str:
@@ -152,8 +172,6 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
     ExecutionError
         ``not-finite``: the model outputs NaN or infinities.
     """
-    from semlens_audit import networks
-
     subject = plan.audit.subject
     preprocessing = subject.preprocessing
     if preprocessing.resize is not None and preprocessing.resize < preprocessing.size:
@@ -164,7 +182,34 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
             "Make `resize` at least `size`, or leave it out.",
         )
     classes = class_names(plan)
-    source = subject.model
+    model = _load_model(plan, classes, allow_code)
+    _check_outputs(model, preprocessing.size, classes)
+    loaded = LoadedSubject(
+        model=model,
+        classes=classes,
+        sha256=state_digest(model),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        architecture=_architecture(subject.model),
+        preprocessing=preprocessing,
+    )
+    for name in plan.audit.layers:
+        loaded.layer(name)
+    return loaded
+
+
+def _load_model(plan: AuditPlan, classes: tuple[str, ...], allow_code: bool) -> torch.nn.Module:
+    """The network with its weights, whatever its source."""
+    source, preprocessing = plan.audit.subject.model, plan.audit.subject.preprocessing
+    if source.source == "open_clip":
+        return clip_classifier.load_classifier(source, *_open_clip_files(plan, source), classes, preprocessing)
+    if source.source == "export":
+        from semlens_audit.exported import load_exported
+
+        batch = plan.audit.measurement.batch_size
+        model = load_exported(_program(plan, source), preprocessing.size, batch, allow_code=allow_code)
+        return model.to(device="cpu").float().eval().requires_grad_(False)
+    from semlens_audit import networks
+
     model = networks.build(source, code_file=code_file(plan, source), allow_code=allow_code)
     if source.weights is not None:
         load_weights(model, resolve(plan, source.weights))
@@ -174,18 +219,15 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
             "The audited model has no weights; a random network is not worth an audit.",
             "Add `weights:` to the audit's model.",
         )
-    _check_outputs(model, preprocessing.size, classes)
-    loaded = LoadedSubject(
-        model=model,
-        classes=classes,
-        sha256=state_digest(model),
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        architecture=f"{source.source} {Path(source.name).name}",
-        preprocessing=preprocessing,
-    )
-    for name in plan.audit.layers:
-        loaded.layer(name)
-    return loaded
+    return model
+
+
+def _architecture(source: ModelSource) -> str:
+    """Library and architecture in words; the name of a file or folder without what leads there."""
+    name = Path(source.name).name
+    if source.source != "open_clip":
+        return f"{source.source} {name}"
+    return f"open_clip {'zero-shot' if source.head is None else 'linear-head'} {name}"
 
 
 def _check_outputs(model: torch.nn.Module, size: int, classes: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from semlens_audit.errors import SubjectError
 
@@ -58,7 +58,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     SubjectError
-        ``unsafe-weights`` for a pickle that holds more than tensors, ``unreadable-weights`` for a damaged file.
+        ``unsafe-weights`` for a pickle that holds more than tensors, ``unreadable-weights`` for a damaged file,
+        ``unsupported-weights`` for quantised, sparse or empty (meta) tensors.
     """
     import torch
 
@@ -94,7 +95,30 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             "Save model.state_dict().",
             file=str(path),
         )
+    _check_dense(value, path)
     return {str(key): tensor for key, tensor in value.items()}
+
+
+def _check_dense(state: Mapping[Any, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that hold no plain numbers one by one: quantised, sparse, or without data."""
+    import torch
+
+    for name, tensor in state.items():
+        kind = (
+            "is quantised" if tensor.is_quantized
+            else "has no data (device `meta`)" if tensor.device.type == "meta"
+            else f"is sparse ({str(tensor.layout).removeprefix('torch.')})" if tensor.layout is not torch.strided
+            else "is nested" if tensor.is_nested
+            else None
+        )  # fmt: skip
+        if kind is not None:
+            raise SubjectError(
+                "unsupported-weights",
+                f"The tensor {name!r} {kind}; only dense tensors are audited.",
+                "Save the network before it was quantised or pruned to sparse tensors, or convert it back: tensor.dequantize(), "
+                "tensor.to_dense().",
+                file=str(path),
+            )
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:

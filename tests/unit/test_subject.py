@@ -154,10 +154,10 @@ def test_wrong_arguments(plan_of):
     assert caught.value.slug == "bad-arguments"
 
 
-def test_open_clip_alone_is_no_classifier(plan_of):
-    with pytest.raises(SubjectError, match="output per class") as caught:
+def test_an_open_clip_architecture_needs_weights(plan_of):
+    with pytest.raises(SubjectError, match="together with `weights`") as caught:
         load_subject(plan_of(model=ModelSource(source="open_clip", name="ViT-B-32")))
-    assert caught.value.slug == "unsupported-source"
+    assert caught.value.slug == "missing-model-directory"
 
 
 def test_unknown_layer_suggests_the_nearest(plan_of, weights):
