@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -103,17 +104,49 @@ def _layer(layer: LayerEvidence, rows: np.ndarray, position: np.ndarray, m: int)
         taken[~present] = 0
         return taken
 
-    values = {field.name: getattr(layer, field.name) for field in fields(LayerEvidence)}
+    values: dict[str, Any] = {
+        field.name: getattr(layer, field.name) for field in fields(LayerEvidence) if field.name not in ("relevance", "conservation")
+    }
     if layer.null_samples is not None:
         drawn = position[layer.null_samples]
         inside = drawn >= 0
         values |= {"null_samples": drawn[inside], "null_embeddings": layer.null_embeddings[inside]}
-    return replace(
-        LayerEvidence(**values),
-        reference_ids=kept,
-        activations=moved(layer.activations),
-        embeddings=moved(layer.embeddings),
-        boxes=moved(layer.boxes),
-        relevance=layer.relevance[rows],
-        conservation=layer.conservation[rows],
-    )
+    values |= {
+        "reference_ids": kept,
+        "activations": moved(layer.activations),
+        "embeddings": moved(layer.embeddings),
+        "boxes": moved(layer.boxes),
+        "conservation": layer.conservation[rows],
+    }
+    return _PartOfLayer(layer, rows, values)
+
+
+class _PartOfLayer(LayerEvidence):
+    """A layer's evidence of some samples, whose relevance is read from that of all.
+
+    Parameters
+    ----------
+    source
+        The layer with all samples.
+    rows
+        Ids of the samples, ascending.
+    values
+        Everything but the relevance.
+    """
+
+    def __init__(self, source: LayerEvidence, rows: np.ndarray, values: dict[str, Any]) -> None:
+        for name, value in {**values, "_source": source, "_rows": rows}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def relevance(self) -> np.ndarray:  # type: ignore[override]
+        """(N, C, K) float32; see `LayerEvidence`."""
+        return self._source.relevance[self._rows]  # type: ignore[attr-defined, no-any-return]
+
+    def relevance_blocks(self, classes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Relevance of one class for each sample; see `LayerEvidence.relevance_blocks`."""
+        source, rows = self._source, self._rows  # type: ignore[attr-defined]
+        whole = np.full(len(source.conservation), -1, dtype=np.int64)
+        whole[rows] = classes
+        for samples, relevance in source.relevance_blocks(whole):
+            yield np.searchsorted(rows, samples), relevance

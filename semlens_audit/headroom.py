@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,11 +62,15 @@ class FirstReferences(LayerEvidence):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_source", source)
 
-    @cached_property
+    @property
     def embeddings(self) -> np.ndarray:  # type: ignore[override]
-        """(K, m, d) float32; see `LayerEvidence`."""
+        """(K, m, d) float32; see `LayerEvidence`. A view of the source's, which is not held twice."""
         source: LayerEvidence = self._source  # type: ignore[attr-defined]
-        return np.ascontiguousarray(source.embeddings[:, : self.reference_ids.shape[1]])
+        return source.embeddings[:, : self.reference_ids.shape[1]]
+
+    def relevance_blocks(self, classes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Relevance of one class for each sample; see `LayerEvidence.relevance_blocks`."""
+        return self._source.relevance_blocks(classes)  # type: ignore[attr-defined, no-any-return]
 
     @property
     def relevance(self) -> np.ndarray:  # type: ignore[override]

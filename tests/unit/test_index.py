@@ -302,7 +302,7 @@ class TestReuse:
             data = open_data(plan, store.file_digest)
             old = index.load_evidence(plan, data, store)
             assert old is not None
-            old_logits, views = old.logits, old.image_embeddings
+            old_logits, views = np.asarray(old.logits), np.asarray(old.image_embeddings)
             regions = store.rows("SELECT count(*) FROM region")[0][0]
             world.write_subject(folder / "small.safetensors", seed=5)
             assert index.load_evidence(plan, data, store) is None
