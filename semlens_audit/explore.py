@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from semlens_audit import scores
+from semlens_audit.component_search import ComponentSearch, cache_folder
 from semlens_audit.data import open_data
+from semlens_audit.digest import digest, digest_array
 from semlens_audit.errors import StoreError, UsageError
-from semlens_audit.evidence import LayerEvidence
+from semlens_audit.evidence import Evidence, LayerEvidence
+from semlens_audit.flow import class_shares
+from semlens_audit.foreign_layers import ForeignLayer, foreign_layers
 from semlens_audit.index import evidence_stages, load_evidence
+from semlens_audit.kept_array import kept_array
+from semlens_audit.memory import divide
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
 from semlens_audit.probe_texts import prompts
 from semlens_audit.store import Store
 from semlens_audit.vectors import null_vectors
 
-__all__ = ["ComponentRow", "Reference", "components", "search"]
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from semlens_audit.foundation import Foundation
+
+__all__ = ["ComponentRow", "Explorer", "Reference", "components", "search"]
 
 _NEIGHBOURS = 5
 
@@ -30,7 +43,7 @@ class Reference:
     Parameters
     ----------
     sample
-        Path relative to the data's root.
+        Path relative to the data's root; ``sample N`` where the data is another audit's.
     activation
         Pooled activation.
     box
@@ -53,11 +66,14 @@ class ComponentRow:
     dead
         Never above zero on the data.
     share
-        Class of the spec -> mean share of the class's absolute relevance in the layer, 0 to 1.
+        Class of the spec -> mean share of the class's absolute relevance in the layer, 0 to 1; empty for another index.
     references
         Its first reference samples, highest activation first.
     similarity
         Cosine between its concept embedding and the query, -1 to 1; ``None`` in a listing without a query.
+    index
+        ``None`` for the audit's own index; of another index in the store, the first 12 digits of the stage that holds the concept
+        embeddings.
     """
 
     layer: str
@@ -66,6 +82,155 @@ class ComponentRow:
     share: dict[str, float]
     references: tuple[Reference, ...]
     similarity: float | None = None
+    index: str | None = None
+
+
+class Explorer:
+    """The index of an audit, opened once for any number of questions; reads the store only, and loads what a question needs once.
+
+    Parameters
+    ----------
+    plan
+        The audit; its index must be complete.
+    max_memory
+        Bytes of main memory that may be used, or ``None``: as much as it takes.
+
+    Raises
+    ------
+    StoreError
+        ``index-incomplete``, or no store.
+    """
+
+    def __init__(self, plan: AuditPlan, max_memory: int | None = None) -> None:
+        self._plan = plan
+        self._store = Store.open(store_path(plan), read_only=True, memory_limit=divide(max_memory).database)
+        try:
+            self._data = open_data(plan, self._store.file_digest)
+            self._keys = evidence_stages(plan, self._data, self._store)
+            if not self._store.complete(list(self._keys.values())):
+                raise _incomplete(self._store)
+        except BaseException:
+            self._store.close()
+            raise
+        self._search = ComponentSearch(self._store)
+        self._centres: dict[str, np.ndarray] = {}
+        self._shares: dict[str, np.ndarray] = {}
+        self._foundation: Foundation | None = None
+
+    def __enter__(self) -> Explorer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        found = load_evidence(self._plan, self._data, self._store)
+        if found is None:
+            raise _incomplete(self._store)
+        return found
+
+    @cached_property
+    def _sources(self) -> dict[str, LayerEvidence]:
+        return {source.layer: source for source in self._evidence.layers}
+
+    def components(self, *, layer: str | None = None, class_name: str | None = None, top: int = 20) -> list[ComponentRow]:
+        """The components that carry most of a class's relevance, see `components`."""
+        names = list(self._plan.spec.classes)
+        chosen = names[0] if class_name is None else class_name
+        if chosen not in names:
+            raise UsageError("unknown-class", f"The spec has no class {chosen!r}.", f"Its classes: {', '.join(names)}.")
+        rows = []
+        for name in _layers(self._plan, layer):
+            order = np.argsort(-self._share(name)[names.index(chosen)], kind="stable")[:top]
+            rows += [self._row(name, int(component)) for component in order]
+        return rows
+
+    def search(
+        self, *, text: str | None = None, image: Path | None = None, layer: str | None = None, top: int = 10,
+        everywhere: bool = False,
+    ) -> list[ComponentRow]:  # fmt: skip
+        """The components whose concept embedding is nearest to a text or an image, see `search`."""
+        if (text is None) == (image is None):
+            raise UsageError(
+                "one-query", "Search needs a text or an image, and not both.", 'Write e.g. search AUDIT.yaml "a ruler".'
+            )
+        wanted = {self._keys[f"null:{name}"]: name for name in sorted(_layers(self._plan, layer))}
+        others = foreign_layers(self._store, self._keys["foundation"], set(self._keys.values())) if everywhere else []
+        others = [one for one in others if layer is None or one.layer == layer]
+        query = self._query(text, image)
+        pools = dict.fromkeys(wanted, self._keys["foundation"]) | {one.key: one.pool for one in others}
+        directions = {key: query if image is None else query - self._centre(key, pool) for key, pool in pools.items()}
+        hits = self._search.nearest(directions, "vector" if image is None else "centred", top)
+        foreign = {one.key: one for one in others}
+        return [
+            self._row(wanted[hit.stage], hit.component, hit.similarity)
+            if hit.stage in wanted
+            else self._foreign_row(foreign[hit.stage], hit.component, hit.similarity)
+            for hit in hits
+        ]
+
+    def _query(self, text: str | None, image: Path | None) -> np.ndarray:
+        from semlens_audit.foundation import load_foundation
+        from semlens_audit.images import read_image
+
+        if self._foundation is None:
+            self._foundation = load_foundation(self._plan)
+        foundation = self._foundation
+        if image is not None:
+            return foundation.embed_images([read_image(Path(image))])[0].astype(np.float64)
+        templates = self._plan.spec.templates
+        described = foundation.embed_texts(prompts(templates, [text or ""])).astype(np.float64)
+        empty = foundation.embed_texts(prompts(templates, [""])).astype(np.float64)
+        return np.asarray(scores.template_probes(described[None], empty)[0])
+
+    def _centre(self, null: str, pool: str) -> np.ndarray:
+        if null not in self._centres:
+            self._centres[null] = null_vectors(self._store, null, pool).astype(np.float64).mean(axis=0)
+        return self._centres[null]
+
+    def _share(self, layer: str) -> np.ndarray:
+        """(C, K) mean share of each component; read from relevance once, and kept beside the store where that can be written."""
+        if layer not in self._shares:
+            evidence = self._evidence
+            counted = [digest_array(evidence.labels), list(evidence.audited), self._keys[f"relevance:{layer}"]]
+            self._shares[layer] = kept_array(
+                cache_folder(self._store.path) / f"{self._keys[f'relevance:{layer}']}.{digest(counted)[:16]}.shares",
+                (len(evidence.audited), len(self._sources[layer].dead)),
+                lambda: class_shares(self._sources[layer], evidence.labels, evidence.audited),
+            )
+        return self._shares[layer]
+
+    def _row(self, layer: str, component: int, similarity: float | None = None) -> ComponentRow:
+        source, share = self._sources[layer], self._share(layer)
+        ids, paths = source.reference_ids[component], self._evidence.paths
+        references = tuple(
+            Reference(
+                sample=paths[int(ids[rank])],
+                activation=float(source.activations[component, rank]),
+                box=tuple(int(value) for value in source.boxes[component, rank]),  # type: ignore[arg-type]
+            )
+            for rank in np.flatnonzero(ids >= 0)[:_NEIGHBOURS]
+        )
+        shares = {name: float(share[i, component]) for i, name in enumerate(self._plan.spec.classes)}
+        return ComponentRow(layer, component, bool(source.dead[component]), shares, references, similarity)
+
+    def _foreign_row(self, source: ForeignLayer, component: int, similarity: float) -> ComponentRow:
+        known = [sample.path for sample in self._data.samples] if source.data == self._data.sha256 else None
+        rows = self._store.rows(
+            "SELECT sample, activation, x0, y0, x1, y1 FROM reference JOIN crop USING (component, rank, sample) "
+            "WHERE reference.stage = ? AND crop.stage = ? AND component = ? ORDER BY rank LIMIT ?",
+            (source.references, source.crops, component, min(_NEIGHBOURS, source.declared)),
+        )
+        references = tuple(
+            Reference(f"sample {sample}" if known is None else known[sample], float(activation), tuple(box))  # type: ignore[arg-type]
+            for sample, activation, *box in rows
+        )
+        return ComponentRow(source.layer, component, False, {}, references, similarity, index=source.key[:12])
 
 
 def components(
@@ -91,35 +256,20 @@ def components(
     StoreError
         ``index-incomplete``, or no store.
     """
-    names = list(plan.spec.classes)
-    chosen = names[0] if class_name is None else class_name
-    if chosen not in names:
-        raise UsageError("unknown-class", f"The spec has no class {chosen!r}.", f"Its classes: {', '.join(names)}.")
-    wanted = _layers(plan, layer)
-    with Store.open(store_path(plan), read_only=True) as store:
-        evidence = load_evidence(plan, open_data(plan, store.file_digest), store)
-        if evidence is None:
-            raise _incomplete(store)
-        rows = []
-        for source in evidence.layers:
-            if source.layer not in wanted:
-                continue
-            share = _shares(source, evidence.labels, evidence.audited)
-            order = np.argsort(-share[names.index(chosen)], kind="stable")[:top]
-            rows += [
-                _row(source, int(k), evidence.paths, {name: float(share[c, k]) for c, name in enumerate(names)}) for k in order
-            ]
-        return rows
+    with Explorer(plan) as explorer:
+        return explorer.components(layer=layer, class_name=class_name, top=top)
 
 
 def search(
-    plan: AuditPlan, *, text: str | None = None, image: Path | None = None, layer: str | None = None, top: int = 10
-) -> list[ComponentRow]:
+    plan: AuditPlan, *, text: str | None = None, image: Path | None = None, layer: str | None = None, top: int = 10,
+    everywhere: bool = False,
+) -> list[ComponentRow]:  # fmt: skip
     """The components whose concept embedding is nearest to a text or an image, over all layers; loads the foundation model.
 
     A text is compared as the probe of a concept is: its mean difference to the empty prompt over the spec's templates
     (SemanticLens, arXiv 2501.05398). An image is compared from the centre of the layer's random crops, because embeddings of
-    images crowd in a narrow cone.
+    images crowd in a narrow cone. The answer is exact however many components there are, see `semlens_audit.component_search`;
+    of equal similarities the layer that comes first by name goes first, then the lower component.
 
     Parameters
     ----------
@@ -131,6 +281,9 @@ def search(
         One of the audit's layers; ``None``: all.
     top
         Components to return.
+    everywhere
+        Whether to search every other index in the store too that was made with the same foundation model: other models, other
+        data, older settings.
 
     Raises
     ------
@@ -139,47 +292,11 @@ def search(
     SubjectError
         ``no-text-tower``: the foundation model cannot read text.
     StoreError
-        ``index-incomplete``, or no store.
+        ``index-incomplete``, ``store-damaged``, or no store.
     """
-    if (text is None) == (image is None):
-        raise UsageError(
-            "one-query", "Search needs a text or an image, and not both.", 'Write e.g. search AUDIT.yaml "a ruler".'
-        )
-    wanted = _layers(plan, layer)
-    with Store.open(store_path(plan), read_only=True) as store:
-        data = open_data(plan, store.file_digest)
-        keys = evidence_stages(plan, data, store)
-        if not store.complete(list(keys.values())):
-            raise _incomplete(store)
-        query = _query(plan, text, image)
-        found = []
-        for name in wanted:
-            null = keys[f"null:{name}"]
-            direction = query if image is None else query - _centre(store, keys, name)
-            column, width = ("vector" if image is None else "centred"), len(query)
-            hits = store.rows(
-                f'SELECT component, array_cosine_similarity("{column}"::FLOAT[{width}], ?::FLOAT[{width}]) AS similarity '
-                "FROM meaning WHERE stage = ? ORDER BY similarity DESC, component LIMIT ?",
-                (direction.astype(np.float32).tolist(), null, top),
-            )
-            found += [(similarity, name, component) for component, similarity in hits]
-        found = sorted(found, key=lambda hit: (-hit[0], hit[1], hit[2]))[:top]
-        evidence = load_evidence(plan, data, store)
-        if evidence is None:
-            raise _incomplete(store)
-        sources = {source.layer: source for source in evidence.layers}
-        shares = {name: _shares(sources[name], evidence.labels, evidence.audited) for name in {hit[1] for hit in found}}
-        classes = list(plan.spec.classes)
-        return [
-            _row(
-                sources[name],
-                k,
-                evidence.paths,
-                {c: float(shares[name][i, k]) for i, c in enumerate(classes)},
-                float(similarity),
-            )
-            for similarity, name, k in found
-        ]
+    _layers(plan, layer)
+    with Explorer(plan) as explorer:
+        return explorer.search(text=text, image=image, layer=layer, top=top, everywhere=everywhere)
 
 
 def _layers(plan: AuditPlan, layer: str | None) -> tuple[str, ...]:
@@ -197,45 +314,3 @@ def _incomplete(store: Store) -> StoreError:
         "Run `semlens-audit index` with it first.",
         file=str(store.path),
     )
-
-
-def _query(plan: AuditPlan, text: str | None, image: Path | None) -> np.ndarray:
-    from semlens_audit.foundation import load_foundation
-    from semlens_audit.images import read_image
-
-    foundation = load_foundation(plan)
-    if image is not None:
-        return foundation.embed_images([read_image(Path(image))])[0].astype(np.float64)
-    templates = plan.spec.templates
-    described = foundation.embed_texts(prompts(templates, [text or ""])).astype(np.float64)
-    empty = foundation.embed_texts(prompts(templates, [""])).astype(np.float64)
-    return np.asarray(scores.template_probes(described[None], empty)[0])
-
-
-def _centre(store: Store, keys: dict[str, str], layer: str) -> np.ndarray:
-    return np.asarray(null_vectors(store, keys[f"null:{layer}"], keys["foundation"]).astype(np.float64).mean(axis=0))
-
-
-def _shares(source: LayerEvidence, labels: np.ndarray, audited: tuple[int, ...]) -> np.ndarray:
-    """(C, K) mean share of each component over the samples of each class; zeros for a class without samples."""
-    result = np.zeros((len(audited), source.relevance.shape[2]))
-    for place, index in enumerate(audited):
-        rows = source.relevance[labels == index, place]
-        if len(rows):
-            result[place] = scores.relevance_shares(rows).mean(axis=0)
-    return result
-
-
-def _row(
-    source: LayerEvidence, component: int, paths: tuple[str, ...], share: dict[str, float], similarity: float | None = None
-) -> ComponentRow:
-    ids = source.reference_ids[component]
-    references = tuple(
-        Reference(
-            sample=paths[int(ids[rank])],
-            activation=float(source.activations[component, rank]),
-            box=tuple(int(value) for value in source.boxes[component, rank]),  # type: ignore[arg-type]
-        )
-        for rank in np.flatnonzero(ids >= 0)[:_NEIGHBOURS]
-    )
-    return ComponentRow(source.layer, component, bool(source.dead[component]), share, references, similarity)

@@ -170,7 +170,7 @@ def component_values(
     values = []
     for row in rows:
         value = asdict(row)
-        if assigned is not None:
+        if assigned is not None and row.index is None:
             value["assigned"] = assigned.get((row.layer, row.component))
         values.append(value)
     return values
@@ -205,9 +205,13 @@ def print_components(
     table.add_column("relevance", justify="right", no_wrap=True)
     if assigned is not None:
         table.add_column("concept", no_wrap=True)
+    foreign = any(row.index is not None for row in rows)
+    if foreign:
+        table.add_column("index", no_wrap=True)
     # As many names as fit, so that the columns of numbers and concepts are never the ones that give way.
     names = [max((len(Path(r.sample).name) for r in row.references), default=1) + 1 for row in rows]
     taken = max((len(row.layer) for row in rows), default=0) + 9 + 9 + 12 * searched + 16 * (assigned is not None) + 10
+    taken += 14 * foreign
     shown = max(1, (console.width - taken) // max(names, default=1))
     table.add_column("first reference samples" if shown > 1 else "first sample", no_wrap=True, overflow="ellipsis")
     for row in rows:
@@ -215,9 +219,11 @@ def print_components(
         cells = [row.layer, str(row.component)]
         if searched:
             cells.append("–" if row.similarity is None else f"{row.similarity:.3f}")
-        cells.append(f"{100 * row.share[class_name]:.1f} %")
+        cells.append(f"{100 * row.share[class_name]:.1f} %" if class_name in row.share else "–")
         if assigned is not None:
-            cells.append(assigned.get((row.layer, row.component)) or "–")
+            cells.append((assigned.get((row.layer, row.component)) if row.index is None else None) or "–")
+        if foreign:
+            cells.append(row.index or "this audit's")
         table.add_row(*map(Text, [*cells, samples]))
     console.print(table)
     console.print(Text(f"relevance: share of the relevance for {class_name} in the layer", style="dim"))

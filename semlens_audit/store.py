@@ -122,11 +122,13 @@ class Store:
                 file=str(path),
             ) from error
         try:
-            connection = duckdb.connect(str(path), read_only=read_only, config={**_CLOSED, **_spilling(path, memory_limit)})
+            connection = duckdb.connect(str(path), read_only=read_only, config=_CLOSED)
         except (duckdb.Error, OSError) as error:
             raise store_error(error, path) from error
         store = cls(path, connection, read_only)
         try:
+            if memory_limit is not None:  # not part of the configuration: a process may open the same store twice
+                store.execute(f"SET memory_limit = '{max(memory_limit, _LEAST_MEMORY)}B'")
             store._check_version()
         except BaseException:
             connection.close()
@@ -389,13 +391,6 @@ class Store:
             except (duckdb.Error, OSError) as error:
                 raise store_error(error, self.path) from error
         return state.hexdigest()
-
-
-def _spilling(path: Path, memory_limit: int | None) -> dict[str, str | bool | int | float | list[str]]:
-    """Settings that bound the database's memory; a limit too small for it to work at all is raised to the least that is not."""
-    if memory_limit is None:
-        return {}
-    return {"memory_limit": f"{max(memory_limit, _LEAST_MEMORY)}B", "temp_directory": f"{path}.tmp"}
 
 
 def _plain(value: Any) -> Any:

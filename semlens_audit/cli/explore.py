@@ -52,17 +52,26 @@ def search(
     image: Annotated[Path | None, typer.Option(help="Look for what this image shows, instead of a text.")] = None,
     layer: Layer = None,
     top: Annotated[int, typer.Option(min=1, help="Components to list.")] = 10,
+    everywhere: Annotated[
+        bool,
+        typer.Option(
+            "--everywhere",
+            help="Search every other index in the store too that was made with the same foundation model: of other models, of other "
+            "data, of earlier settings.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the components whose meaning is nearest to a text or an image.
 
     Over all layers of the audit. Reads the index and loads the foundation model, not the audited one. A text needs a foundation
-    model with a text tower.
+    model with a text tower. The answer is exact; over many components a file beside the store, made by the first search, makes the
+    next ones quick.
     """
     from semlens_audit import explore, results, screen
 
     plan = read_plan(audit)
-    rows = explore.search(plan, text=text, image=image, layer=layer, top=top)
+    rows = explore.search(plan, text=text, image=image, layer=layer, top=top, everywhere=everywhere)
     chosen = next(iter(plan.spec.classes))
     assigned = results.assigned(plan, chosen)
     if as_json:

@@ -134,3 +134,45 @@ class TestSearch:
             explore.search(plan, text="a ruler")
         assert caught.value.slug == "no-text-tower"
         assert explore.search(plan, image=folder / "examples" / "a.png", top=1)[0].similarity is not None
+
+    def test_everywhere_finds_other_indexes_made_with_the_same_foundation_model(self, tmp_path: Path) -> None:
+        folder = world.write_world(tmp_path)
+        first = world.plan(folder, world.audit(layers=["layer3"]))
+        measurement = world.audit()["measurement"] | {"reference_samples": 3}
+        other = world.plan(folder, world.audit(layers=["layer3"], measurement=measurement))
+        index.build(first)
+        index.build(other)
+        own = explore.search(first, text="a dot", top=50)
+        assert {row.index for row in own} == {None}
+        rows = explore.search(first, text="a dot", top=50, everywhere=True)
+        assert [row for row in rows if row.index is None] == own
+        foreign = explore.search(other, text="a dot", top=50)
+        found = [row for row in rows if row.index is not None]
+        assert [(row.layer, row.component, row.similarity) for row in found] == [
+            (row.layer, row.component, row.similarity) for row in foreign
+        ]
+        assert [row.references for row in found] == [row.references for row in foreign]
+        assert [row.similarity for row in rows] == sorted((row.similarity for row in rows), reverse=True)
+        image = explore.search(other, image=folder / "examples" / "a.png", everywhere=True, top=50)
+        assert {row.index is None for row in image} == {True, False}
+        assert explore.search(first, text="a dot", top=50, everywhere=True, layer="layer3") == rows
+
+
+class TestExplorer:
+    def test_answers_many_questions_from_one_opening(self, plan: AuditPlan) -> None:
+        with explore.Explorer(plan, max_memory=1 << 30) as explorer:
+            first = explorer.search(text="a green dot", top=4)
+            assert explorer.search(text="a green dot", top=4) == first == explore.search(plan, text="a green dot", top=4)
+            assert explorer.components(top=3) == explore.components(plan, top=3)
+
+    def test_shares_are_kept_beside_the_store_and_not_trusted_when_damaged(self, plan: AuditPlan) -> None:
+        wanted = explore.components(plan, top=9)
+        folder = Path(plan.audit_file).parent / "store.duckdb.cache"
+        files = sorted(folder.glob("*.shares"))
+        assert len(files) == 2
+        for file in files:
+            good = file.read_bytes()
+            for content in (good[:-1] + bytes([good[-1] ^ 1]), good[:40], b""):
+                file.write_bytes(content)
+                assert explore.components(plan, top=9) == wanted
+                assert file.read_bytes() == good
