@@ -11,7 +11,7 @@ SECONDS_EACH ?= 150
 export OMP_WAIT_POLICY ?= PASSIVE
 APT := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz0b libharfbuzz-subset0 fonts-dejavu-core
 
-.PHONY: help install system pango demo test coverage unit lint fuzz bench wheel clean
+.PHONY: help install system pango demo test coverage unit lint fuzz bench versus wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make lint     ruff, mypy, import contracts"
 	@echo "make fuzz     coverage-guided fuzzing of what reads specs and of verify, $(SECONDS_EACH) seconds each"
 	@echo "make bench    what each stage costs, as a table"
+	@echo "make versus   cost and agreement against semanticlens, zennit-crp and the networks alone; growth; writes the tables"
 	@echo "make wheel    build the wheel into dist/"
 	@echo "make system   install the system libraries of the PDF report (Debian, as root)"
 	@echo "make clean    remove .venv, caches and stores; reports stay"
@@ -66,6 +67,13 @@ fuzz: $(VENV)/installed pango
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks.bench
+
+# semanticlens stays out of the environment, which it would change: PEERS is a folder of its own
+PEERS ?= $(VENV)/peers
+versus: $(VENV)/installed
+	@test -d $(PEERS)/semanticlens || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS) semanticlens==0.2.1 einops
+	PYTHONPATH=$(PEERS) $(BIN)/python -m tests.benchmarks.versus --write
 
 wheel: $(VENV)/installed
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
