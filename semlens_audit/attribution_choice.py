@@ -7,6 +7,7 @@ nothing is lost and biases take no more than half; elsewhere the shares of a lay
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,8 @@ from semlens_audit.wording import format_number
 __all__ = ["LOST", "TAKEN", "Account", "Choice", "account", "applies", "choose"]
 
 Method = Literal["lrp", "activation_x_gradient"]
+
+_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 
 LOST = 0.05
 """Share of the logit that may be lost on the way to a layer. Stabilisers alone cost less than a thousandth; more is lost only where
@@ -108,15 +111,15 @@ def choose(model: torch.nn.Module, example: torch.Tensor, layers: Sequence[str])
     except SubjectError as error:
         if error.slug not in {"lrp-not-applicable", "lrp-unfaithful"}:
             raise
-        return dict.fromkeys(layers, Choice("activation_x_gradient", _refused(error)))
+        return dict.fromkeys(layers, Choice("activation_x_gradient", _refused(model, error)))
     return {layer: _decide(list(_accounts(propagation, example, layer))) for layer in layers}
 
 
-def _refused(error: SubjectError) -> str:
+def _refused(model: torch.nn.Module, error: SubjectError) -> str:
     told = error.problems[0].message.removesuffix(".")
-    if "attention" in told or "softmax" in told:
-        return "the network has attention, for which relevance propagation has no rule here"
-    return told[:1].lower() + told[1:]
+    told = told[:1].lower() + told[1:]
+    attends = any(_ATTENTION.search(type(module).__name__) for module in model.modules())
+    return f"the network has attention, and {told}" if attends else told
 
 
 def _decide(accounts: list[Account]) -> Choice:

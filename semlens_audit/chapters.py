@@ -22,7 +22,10 @@ __all__ = ["glossary", "identities", "method", "reproduction", "system", "test_d
 _CLASSES = 20
 _HEATMAPS = {
     "lrp": "its conditional relevance heatmap (concept relevance propagation, Achtibat et al., arXiv 2206.03208)",
-    "activation_x_gradient": "its activation map, scaled up to the image",
+    "activation_x_gradient": (
+        "its activation map, scaled up to the image (of tokens, the map of the patches: a class token has no place, so that where "
+        "relevance sits in it, the crop still shows patches)"
+    ),
 }
 _RELEVANCES = {
     "lrp": "layer-wise relevance propagation, Bach et al. 2015",
