@@ -313,8 +313,9 @@ def _point(
     centre = source.null_embeddings.astype(np.float64).mean(axis=0)
     probes = build_probes(plan, evidence, centre, np.zeros_like(centre))
     usual_size, sizes, usual, null = _calibrations(plan, source, places.counts, places.eligible, probes)
-    means = scores.concept_embedding(source.embeddings, places.present).astype(np.float64)
-    aligned = scores.alignment(means, probes)
+    embeddings, parts = source.embeddings, range(0, len(source.embeddings), _CHUNK)
+    means = [scores.concept_embedding(embeddings[at : at + _CHUNK], places.present[at : at + _CHUNK]) for at in parts]
+    aligned = scores.alignment(np.concatenate(means).astype(np.float64), probes)
     z = concept_z(aligned, null, probes)
     cut = critical_z(z, places.eligible, least=settings.significance, rate=settings.false_discovery_rate)
     doubted = np.array([concept.id in doubtful for concept in plan.spec.concepts], dtype=bool)
@@ -339,22 +340,23 @@ def _resampled(
     counts = places.counts
     # A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
     factor = spread_factor(counts) * np.array([student_factor(count - 1.0, settings.confidence) for count in counts])
-    embeddings = source.embeddings
+    every = source.embeddings
     for start in range(0, components, _CHUNK):
         part = slice(start, start + _CHUNK)
+        embeddings = np.ascontiguousarray(every[part])
         present, units, aligned, null = places.present[part], places.units[part], point.aligned[part], point.null.of(part)
         even = present / np.maximum(present.sum(axis=1, keepdims=True), 1)
-        evenly = resampled_clarity(embeddings[part], even[:, None], units)[:, 0]
+        evenly = resampled_clarity(embeddings, even[:, None], units)[:, 0]
         clarity[part] = np.where(counts[part] >= 2, evenly, np.nan)
         chosen = reference_weights(weights, units, present)
-        drawn = resampled_alignment(embeddings[part], chosen, point.probes)
+        drawn = resampled_alignment(embeddings, chosen, point.probes)
         drawn = aligned[:, None] + (drawn - drawn.mean(axis=1, keepdims=True)) * factor[part][:, None, None]
         shift = moved.shift * np.sqrt(point.sizes[part] / moved.size)[:, None, None]
         z = concept_z(drawn, null, point.probes, (shift, moved.spread))
         significant = places.eligible[part][:, None, None] & (z >= point.cut)
         divided = divide(z, excess(drawn, null, point.probes, shift), significant, point.doubted)
         weight_draws[:, part] = divided.transpose(1, 0, 2)
-        clear = resampled_clarity(embeddings[part], chosen, units)
+        clear = resampled_clarity(embeddings, chosen, units)
         clear = np.nan_to_num(clarity[part])[:, None] + (clear - clear.mean(axis=1, keepdims=True)) * factor[part][:, None]
         clarity_draws[:, part] = clear.T
     return clarity, weight_draws, clarity_draws

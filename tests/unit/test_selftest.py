@@ -126,7 +126,10 @@ class TestRestricted:
         assert got.null_samples is not None
         np.testing.assert_array_equal(rows[got.null_samples], samples[inside])
         np.testing.assert_array_equal(got.relevance, layer.relevance[rows])
-        assert {field.name for field in fields(LayerEvidence)} <= set(vars(got))
+        assert {field.name for field in fields(LayerEvidence)} <= {*vars(got), "relevance"}
+        for half, whole in zip(got.relevance_blocks(np.zeros(len(rows), dtype=np.int64)), [(np.arange(len(rows)), rows)], strict=True):
+            np.testing.assert_array_equal(half[0], whole[0])
+            np.testing.assert_array_equal(half[1], layer.relevance[whole[1], 0])
 
     def test_all_rows_restrict_nothing(self) -> None:
         plan, evidence = synthetic.plan(), synthetic.evidence({"ruler": 0.3, "border": 0.2, None: 0.5})
