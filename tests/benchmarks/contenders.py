@@ -352,8 +352,14 @@ class Remote:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         ready = self._read()
         if "missing" in ready:
-            self._process.wait()
+            self._close()
             raise PeerMissingError(ready["missing"])
+
+    def _close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._process.wait()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -376,7 +382,7 @@ class Remote:
     def end(self) -> tuple[int | None, dict[str, np.ndarray]]:
         """See `Started.end`."""
         answer = self._ask("end")
-        self._process.wait()
+        self._close()
         with np.load(answer["found"]) as found:
             return int(answer["peak"]), dict(found)
 

@@ -177,7 +177,7 @@ def _row(
         agreement.ratios(theirs, ours) if theirs else None,
         agreement.ratios(processor[1], processor[0]) if processor[1] and processor[0] else None,
         (floor[0], floor[1]),
-        said if theirs else "the peer is not installed",
+        said,
         (measured.peaks[names[0]], measured.peaks.get(names[1])),
     )
 

@@ -94,12 +94,11 @@ def test_sections_are_replaced_between_their_marks(tmp_path: Path):
 
 def test_a_contender_of_its_own_process_tells_its_memory(tmp_path: Path):
     peer_world.write(peer_world.QUICK, tmp_path)
-    (tmp_path / "world.json").write_text((tmp_path / "world.json").read_text())
     decoding = Remote("decoding", tmp_path)
     cost = decoding.run(0)
     peak, found = decoding.end()
     assert cost.items == {"decode": 2 * peer_world.QUICK.batch}
-    assert 0 < cost.seconds["decode"]
+    assert cost.seconds["decode"] > 0
     assert peak is not None
     assert 10**7 < peak < 4 * 10**8  # without torch
     assert found == {}
