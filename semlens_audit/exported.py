@@ -17,6 +17,17 @@ __all__ = ["load_exported"]
 
 _DYNAMIC = "torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
 _TOLERANCE = 1e-4
+_NAMED = {
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "add_", "avg_pool2d", "batch_norm", "bmm",
+    "cat", "chunk", "clamp", "clamp_", "clamp_max", "clamp_min", "clone", "contiguous", "conv1d", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "div", "div_", "dropout", "elu", "elu_", "expand", "feature_dropout", "flatten",
+    "flip", "gelu", "group_norm", "hardsigmoid", "hardswish", "hardswish_", "hardtanh", "hardtanh_", "layer_norm",
+    "leaky_relu", "leaky_relu_", "linear", "matmul", "max_pool2d", "mean", "mish", "mul", "mul_", "narrow", "pad", "permute",
+    "pixel_shuffle", "prelu", "relu", "relu6", "relu_", "reshape", "roll", "select", "sigmoid", "sigmoid_", "silu", "silu_",
+    "softmax", "softplus", "split", "squeeze", "stack", "sub", "sum", "tanh", "tanh_", "transpose", "unbind", "unsqueeze",
+    "view",
+}  # fmt: skip
+"""aten operations whose arguments stand in the order of the functions of torch that have their names (batch norm: see below)."""
 
 
 def load_exported(path: Path, size: int, batch: int, *, allow_code: bool = False) -> torch.nn.Module:
@@ -117,7 +128,7 @@ def _check_inputs(program: Any, path: Path, size: int, batch: int) -> None:
             f"Export it with a batch of any size: {_DYNAMIC}.", file=str(path),
         )  # fmt: skip
     bounds = program.range_constraints.get(rows.node.expr)
-    if bounds is not None and bounds.upper.is_finite and int(bounds.upper) < batch:
+    if bounds is not None and bool(bounds.upper < batch):
         raise SubjectError(
             "fixed-batch", f"The program was exported for batches of at most {int(bounds.upper)}; the audit runs {batch} at a time.",
             f"Set `measurement: {{batch_size: {int(bounds.upper)}}}`, or export it with a batch of any size: {_DYNAMIC}.", file=str(path),
@@ -180,6 +191,8 @@ def _batch_norm(
 def _function(target: Any) -> Callable[..., Any] | None:
     """The function that people call for an aten operation, or ``None`` where it is left as it is."""
     name = target._schema.name.partition("::")[2]
+    if name not in _NAMED:
+        return None
     if name == "batch_norm":
         return _batch_norm
     first = target._schema.arguments[0].name if target._schema.arguments else ""

@@ -35,7 +35,9 @@ def clip():
 
 @pytest.fixture
 def plan(plan_of):
-    def make(view: Preprocessing = VIEW, classes: tuple[str, ...] = CLASSES, layers: tuple[str, ...] = ("visual.layer4",), **fields: object):
+    def make(
+        view: Preprocessing = VIEW, classes: tuple[str, ...] = CLASSES, layers: tuple[str, ...] = ("visual.layer4",), **fields: object
+    ):
         model = ModelSource(source="open_clip", **{"name": "phantom:clip"} | fields)
         return plan_of(model=model, classes=classes, preprocessing=view, layers=layers)
 

@@ -133,6 +133,25 @@ def test_missing_or_damaged_weights(plan_of, tmp_path, content, slug):
     assert caught.value.slug == slug
 
 
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [
+        (lambda: torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8), "is quantised"),
+        (lambda: torch.eye(3).to_sparse(), "is sparse (sparse_coo)"),
+        (lambda: torch.eye(3).to_sparse_csr(), "is sparse (sparse_csr)"),
+        (lambda: torch.empty((2, 3), device="meta"), "has no data"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_plain_numbers_are_refused_by_name(plan_of, tmp_path, tensor, what):
+    torch.save({"layer1.0.weight": tensor(), "fine": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(SubjectError) as caught:
+        load_subject(plan_of(model=source("w.pt")))
+    assert caught.value.slug == "unsupported-weights"
+    assert "'layer1.0.weight'" in str(caught.value)
+    assert what in str(caught.value)
+
+
 def test_weights_are_needed(plan_of):
     with pytest.raises(SubjectError) as caught:
         load_subject(plan_of(model=source(None)))
