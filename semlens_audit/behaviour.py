@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semlens_audit.outputs import class_margin
+from semlens_audit.outputs import ROWS, class_margin
 from semlens_audit.presence import SEPARATION, Presence
 from semlens_audit.statistics import student_factor
 from semlens_audit.units import count_units
 
-__all__ = ["Effect", "class_margin", "effects"]
+__all__ = ["Effect", "class_margin", "effects", "influences"]
 
 _DRAWS = 64
+_WEIGHTS = 1 << 21
+"""Weights that are drawn at a time, 16 MB."""
 _TOLERANCE = 1e-6
 
 
@@ -96,11 +98,10 @@ def effects(
     n = int(usable.sum())
     if not measured:
         return [Effect(None, np.empty(0), n, reason) for reason in reasons]
-    groups = np.unique(labels[usable], return_inverse=True)[1].reshape(-1)
-    columns = np.stack([presences[index].probability[usable] for index in measured], axis=1)
-    columns = columns - columns.mean(axis=0)
+    columns, groups = _columns(presences, measured, usable, labels)
     entangled = _entangled(columns, groups)
-    point, draws = _weighted_least_squares(columns, groups, margin[usable], units[usable], bootstrap, rng, confidence)
+    fit = _fit(columns, groups, margin[usable], units[usable], confidence)
+    draws = _resampled(fit, bootstrap, rng)
     results: list[Effect] = []
     for index, reason in enumerate(reasons):
         column = measured.index(index) if reason is None else -1
@@ -109,9 +110,53 @@ def effects(
         if reason is not None:
             results.append(Effect(None, np.empty(0), n, reason))
             continue
-        value = float(point[column])
+        value = float(fit.point[column])
         results.append(Effect(value, value + draws[:, column], n, None))
     return results
+
+
+def influences(
+    margin: np.ndarray,
+    labels: np.ndarray,
+    presences: list[Presence],
+    *,
+    minimum_cell: int,
+    minimum_samples: int,
+    units: np.ndarray,
+    confidence: float = 0.95,
+) -> np.ndarray | None:
+    """How each effect of `effects` moves with the weight of each unit: the derivative of its draws where all weights are 1.
+
+    The sum of squares over units is the sampling variance, with the corrections for leverage and degrees of freedom that the
+    interval has.
+
+    Parameters
+    ----------
+    margin, labels, presences, minimum_cell, minimum_samples, units, confidence
+        As in `effects`.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        (max(units) + 1, one per concept) float64: zeros for units that are not used, and for concepts that are not regressed on.
+        None if no concept is.
+    """
+    usable, _, measured = _usable(labels, presences, units, minimum_cell, minimum_samples)
+    if not measured:
+        return None
+    columns, groups = _columns(presences, measured, usable, labels)
+    found = np.zeros((int(units.max()) + 1, len(presences)))
+    rows = np.unique(units[usable])
+    found[rows[:, None], np.array(measured)] = _by_unit(_fit(columns, groups, margin[usable], units[usable], confidence))
+    return found
+
+
+def _columns(
+    presences: list[Presence], measured: list[int], usable: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, p) centred probabilities of the concepts to be regressed on, and (n,) the number of each sample's label."""
+    columns = np.stack([presences[index].probability[usable] for index in measured], axis=1)
+    return columns - columns.mean(axis=0), np.unique(labels[usable], return_inverse=True)[1].reshape(-1)
 
 
 def _usable(
@@ -178,55 +223,103 @@ def _entangled(columns: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return found
 
 
-def _weighted_least_squares(
-    columns: np.ndarray,
-    groups: np.ndarray,
-    target: np.ndarray,
-    units: np.ndarray,
-    bootstrap: int,
-    rng: np.random.Generator,
-    confidence: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ordinary least squares (p,), and how far the effects lie from theirs in Bayesian-bootstrap draws (B, p).
+@dataclass(frozen=True)
+class _Fit:
+    """Ordinary least squares of a margin on the label and on concepts; samples are sorted by their label.
 
     The intercepts are eliminated by centring within groups under the weights (Frisch and Waugh 1933), so that a thousand classes
-    cost no more than two. A ridge of 1e-9 of the mean diagonal keeps a concept that equals another solvable.
+    cost no more than two.
+
+    Parameters
+    ----------
+    columns
+        (n, p) probabilities of the concepts.
+    starts
+        Where each group of samples with one label begins.
+    members
+        (n,) number of each sample's unit, from 0.
+    point
+        (p,) effects.
+    spread
+        (n,) margins with their residuals divided by one minus the leverage of the unit.
+    middle
+        (p,) effects on `spread`.
+    influence
+        (n, p) derivative of the effects by each margin.
+    factor
+        (p,) what draws are spread by.
     """
-    members = np.unique(units, return_inverse=True)[1].reshape(-1)
-    count, ones = int(members.max()) + 1, np.ones((1, len(target)))
+
+    columns: np.ndarray
+    starts: np.ndarray
+    members: np.ndarray
+    point: np.ndarray
+    spread: np.ndarray
+    middle: np.ndarray
+    influence: np.ndarray
+    factor: np.ndarray
+
+
+def _fit(columns: np.ndarray, groups: np.ndarray, margin: np.ndarray, units: np.ndarray, confidence: float) -> _Fit:
     order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    point = _solve(columns, target, ones, order, starts)[0]
-    inside = columns - (np.add.reduceat(columns[order], starts, axis=0) / np.bincount(groups)[:, None])[groups]
-    residual = target - inside @ point
-    residual -= (np.add.reduceat(residual[order], starts) / np.bincount(groups))[groups]
+    columns, groups, margin = columns[order], groups[order], margin[order]
+    members = np.unique(units, return_inverse=True)[1].reshape(-1)[order]
+    starts, sizes, count = np.flatnonzero(np.diff(groups, prepend=-1)), np.bincount(groups), int(members.max()) + 1
+    ones = np.ones((1, len(margin)))
+    point = _solve(columns, margin, ones, starts)[0]
+    inside = columns - (np.add.reduceat(columns, starts, axis=0) / sizes[:, None])[groups]
+    residual = margin - inside @ point
+    residual -= (np.add.reduceat(residual, starts) / sizes)[groups]
     influence = inside @ np.linalg.pinv(inside.T @ inside, hermitian=True)
-    leverage = np.bincount(members, weights=(influence * inside).sum(axis=1) + 1.0 / np.bincount(groups)[groups])[members]
+    leverage = np.bincount(members, weights=(influence * inside).sum(axis=1) + 1.0 / sizes[groups])[members]
     # A unit that decides a coefficient alone leaves no residual; what would be divided by nothing is held at a tenth.
-    spread = target + residual * (1.0 / np.maximum(1.0 - leverage, 0.1) - 1.0)
+    spread = margin + residual * (1.0 / np.maximum(1.0 - leverage, 0.1) - 1.0)
     factor = _freedom_factor(influence, members, count - columns.shape[1] - len(starts), confidence)
-    drawn = np.empty((bootstrap, columns.shape[1]))
-    middle = _solve(columns, spread, ones, order, starts)[0]
-    for start in range(0, bootstrap, _DRAWS):
-        weights = rng.standard_exponential((min(_DRAWS, bootstrap - start), count))[:, members]
+    middle = _solve(columns, spread, ones, starts)[0]
+    return _Fit(columns, starts, members, point, spread, middle, influence, factor)
+
+
+def _resampled(fit: _Fit, bootstrap: int, rng: np.random.Generator) -> np.ndarray:
+    """(B, p) how far the effects lie from theirs in Bayesian-bootstrap draws."""
+    count = int(fit.members.max()) + 1
+    drawn = np.empty((bootstrap, fit.columns.shape[1]))
+    step = min(max(_WEIGHTS // count, 1), _DRAWS)
+    for start in range(0, bootstrap, step):
+        weights = rng.standard_exponential((min(step, bootstrap - start), count))[:, fit.members]
         weights /= weights.mean(axis=1, keepdims=True)
-        drawn[start : start + len(weights)] = (_solve(columns, spread, weights, order, starts) - middle) * factor
-    return point, drawn
+        drawn[start : start + len(weights)] = (_solve(fit.columns, fit.spread, weights, fit.starts) - fit.middle) * fit.factor
+    return drawn
 
 
-def _solve(columns: np.ndarray, target: np.ndarray, weights: np.ndarray, order: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """(D, p) slopes under weights (D, n); `order` sorts the samples by group, `starts` says where each group begins."""
+def _by_unit(fit: _Fit) -> np.ndarray:
+    """(u, p) derivative of what `_resampled` draws by each unit's weight, where all weights are 1.
+
+    With centred columns x and residuals e of the fit, ``(X^T X)^-1 sum_i x_i e_i`` over the unit's samples (infinitesimal
+    jackknife; Jaeckel 1972).
+    """
+    rest = fit.spread - fit.columns @ fit.middle
+    sizes = np.diff(fit.starts, append=len(rest))
+    rest -= np.repeat(np.add.reduceat(rest, fit.starts) / sizes, sizes)
+    parts = [np.bincount(fit.members, weights=column * rest) for column in fit.influence.T]
+    return np.stack(parts, axis=1) * fit.factor
+
+
+def _solve(columns: np.ndarray, target: np.ndarray, weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(D, p) slopes under weights (D, n); samples are sorted by group, and `starts` says where each group begins.
+
+    A ridge of 1e-9 of the mean diagonal keeps a concept that equals another solvable.
+    """
     n, p = columns.shape
-    values = np.concatenate([columns, target[:, None]], axis=1)
-    ordered = weights[:, order]
-    mass = np.add.reduceat(ordered, starts, axis=1)
-    sums = np.stack([np.add.reduceat(ordered * value, starts, axis=1) for value in values[order].T], axis=2)
+    mass = np.add.reduceat(weights, starts, axis=1)
+    sums = np.stack([np.add.reduceat(weights * value, starts, axis=1) for value in (*columns.T, target)], axis=2)
+    left, right = np.zeros((len(weights), p * p)), weights @ (columns * target[:, None])
+    for start in range(0, n, ROWS):
+        part = slice(start, start + ROWS)
+        left += weights[:, part] @ (columns[part, :, None] * columns[part, None, :]).reshape(-1, p * p)
     across = np.matmul(sums.transpose(0, 2, 1), sums / mass[..., None])
-    products = (columns[:, :, None] * columns[:, None, :]).reshape(n, p * p)
-    left = (weights @ products).reshape(-1, p, p) - across[:, :p, :p]
-    right = weights @ (columns * target[:, None]) - across[:, :p, p]
-    ridge = 1e-9 * np.trace(left, axis1=1, axis2=2) / p
-    return np.linalg.solve(left + ridge[:, None, None] * np.eye(p), right[..., None])[..., 0]
+    square, right = left.reshape(-1, p, p) - across[:, :p, :p], right - across[:, :p, p]
+    ridge = 1e-9 * np.trace(square, axis1=1, axis2=2) / p
+    return np.linalg.solve(square + ridge[:, None, None] * np.eye(p), right[..., None])[..., 0]
 
 
 def _freedom_factor(influence: np.ndarray, members: np.ndarray, residual: int, confidence: float) -> np.ndarray:

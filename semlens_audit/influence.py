@@ -29,14 +29,11 @@ from semlens_audit.units import count_units
 
 __all__ = ["LENGTH", "VERSION", "Influences", "definitions", "influences", "unit_groups"]
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a change here changes a number; what the store keeps under another version is computed anew."""
 
 LENGTH = 512
 """Most numbers that are kept of a quantity: a correlation of 0.5 that rests on so many is told to within 0.03."""
-
-_NUDGE = 1e-4
-"""How much a unit's weight is raised to see how the estimate follows: small beside 1, large beside rounding."""
 
 
 class Influences(BaseModel):
@@ -227,7 +224,7 @@ class _Outputs:
         self._plan, self._evidence = plan, evidence
         self._count = int(evidence.units.max(initial=-1)) + 1
         self._presences: tuple[list[Presence], dict[int, Presence]] | None = None
-        self._effects: dict[tuple[str, bool, tuple[int, ...]], list[np.ndarray | None]] = {}
+        self._effects: dict[tuple[str, bool, tuple[int, ...]], np.ndarray | None] = {}
 
     def of(self, quantity: Quantity) -> np.ndarray:
         """(U,) influence of each unit on a quantity that was measured."""
@@ -270,58 +267,23 @@ class _Outputs:
         key = (quantity.class_name, by_attributes, tuple(rows))
         if key not in self._effects:
             self._effects[key] = self._regressed(quantity.class_name, [presences[row] for row in rows])
-        found = self._effects[key][rows.index(index)]
+        found = self._effects[key]
         if found is None:
             raise ValueError(f"{quantity.key} was measured, but its regression has no estimate")
-        return found
+        return np.asarray(found[:, rows.index(index)])
 
-    def _regressed(self, class_name: str, presences: list[Presence]) -> list[np.ndarray | None]:
-        """(U,) influence of each unit on every effect of one regression; None for what has no estimate."""
-        settings, units = self._plan.audit.measurement, self._evidence.units
-        usable = np.ones(len(units), dtype=bool)
-        for presence in presences:
-            if count_units(units[presence.known]) >= settings.minimum_samples:
-                usable &= presence.known
-        counted = np.unique(units[usable])
-        results = behaviour.effects(
-            self._evidence.margin(self._evidence.class_names.index(class_name)),
-            self._evidence.labels,
+    def _regressed(self, class_name: str, presences: list[Presence]) -> np.ndarray | None:
+        """(U, one per presence) influence of each unit on the effects of one regression; None without any."""
+        settings, evidence = self._plan.audit.measurement, self._evidence
+        return behaviour.influences(
+            evidence.margin(evidence.class_names.index(class_name)),
+            evidence.labels,
             presences,
-            bootstrap=len(counted),
             minimum_cell=settings.minimum_counterexamples,
             minimum_samples=settings.minimum_samples,
-            rng=_Nudges(),
-            units=units,
+            units=evidence.units,
             confidence=settings.confidence,
         )
-        out: list[np.ndarray | None] = []
-        for result in results:
-            if result.value is None:
-                out.append(None)
-                continue
-            by_unit = np.zeros(self._count)
-            by_unit[counted] = (result.draws - result.value) / _NUDGE
-            out.append(by_unit)
-        return out
-
-
-class _Nudges(np.random.Generator):
-    """Weights that are 1 but for one unit each, one unit after the other, where a bootstrap would draw them at random.
-
-    What `semlens_audit.behaviour.effects` makes of them is its estimate's derivative by each unit's weight.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(np.random.PCG64(0))
-        self._next = 0
-
-    def standard_exponential(self, size: Any = None, *_: Any, **__: Any) -> Any:
-        """(draws, units) weights; `size` is that pair."""
-        draws, count = size
-        weights = np.ones((draws, count))
-        weights[np.arange(draws), self._next + np.arange(draws)] += _NUDGE
-        self._next += draws
-        return weights
 
 
 def _pairs(data: DataSet, evidence: Evidence, quantity: Quantity) -> tuple[np.ndarray, np.ndarray, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from semlens_audit.store import Store
 __all__ = ["select_references", "top_by_relevance"]
 
 _ROWS = 4096
+"""Relevances of samples for classes that are read together."""
 
 
 def top_by_relevance(relevance: np.ndarray, m: int, layer: str) -> tuple[np.ndarray, np.ndarray]:
@@ -36,12 +38,30 @@ def top_by_relevance(relevance: np.ndarray, m: int, layer: str) -> tuple[np.ndar
         (K, m) int64 sample ids, largest ``max_c |R|`` first, ties by smaller id, -1 where there are fewer; (K, m) float64 values. A
         component without any relevance has none.
     """
-    top = TopReferences(relevance.shape[2], m, layer)
-    for start in range(0, len(relevance), _ROWS):
-        rows = np.abs(relevance[start : start + _ROWS]).max(axis=1)
-        top.update(np.arange(start, start + len(rows)), rows)
+    blocks = (np.abs(relevance[start : start + _ROWS]).max(axis=1) for start in range(0, len(relevance), _ROWS))
+    return _top(blocks, relevance.shape[2], m, layer)
+
+
+def _top(blocks: Iterable[np.ndarray], components: int, m: int, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """Largest of the values (r, K) of samples in order, some at a time; see `top_by_relevance`."""
+    top, start = TopReferences(components, m, layer), 0
+    for values in blocks:
+        top.update(np.arange(start, start + len(values)), values)
+        start += len(values)
     idle = ~(top.values > 0)
     return np.where(idle, -1, top.ids), np.where(idle, 0.0, top.values)
+
+
+def _largest(store: Store, key: str) -> Iterator[np.ndarray]:
+    """Largest size of the relevance over classes (r, K), of all samples in order, some at a time."""
+    samples, classes = store.rows("SELECT max(sample) + 1, count(DISTINCT class) FROM relevance WHERE stage = ?", (key,))[0]
+    step = max(1, _ROWS // classes)
+    for start in range(0, samples, step):
+        found = store.arrays(
+            "SELECT sample, relevance FROM relevance WHERE stage = ? AND sample >= ? AND sample < ?", (key, start, start + step)
+        )
+        relevance = found["relevance"][np.argsort(found["sample"], kind="stable")]
+        yield np.abs(relevance).reshape(-1, classes, relevance.shape[1]).max(axis=1)
 
 
 def select_references(plan: AuditPlan, store: Store, inputs: dict[str, dict[str, Any]]) -> None:
@@ -50,11 +70,9 @@ def select_references(plan: AuditPlan, store: Store, inputs: dict[str, dict[str,
         name = f"selection:{layer}"
         if name not in inputs or store.begin(name, inputs[name], 1).complete:
             continue
-        rows = store.arrays("SELECT sample, relevance FROM relevance WHERE stage = ?", (inputs[name]["relevance"],))
-        order = np.argsort(rows["sample"], kind="stable")
-        samples = int(rows["sample"].max()) + 1
-        relevance = rows["relevance"][order].reshape(samples, -1, rows["relevance"].shape[1])
-        ids, values = top_by_relevance(relevance, plan.audit.measurement.reference_samples, layer)
+        source = inputs[name]["relevance"]
+        components = store.arrays("SELECT relevance FROM relevance WHERE stage = ? LIMIT 1", (source,))["relevance"].shape[1]
+        ids, values = _top(_largest(store, source), components, plan.audit.measurement.reference_samples, layer)
         component, rank = np.nonzero(ids >= 0)
         key = store.begin(name, inputs[name], 1).key
         with store.transaction():

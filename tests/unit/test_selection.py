@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from semlens_audit import selection
 from semlens_audit.selection import top_by_relevance
+from semlens_audit.store import Store
+from tests.unit import synthetic
 
 
 def test_largest_relevance_of_any_audited_class_whatever_its_sign() -> None:
@@ -18,6 +24,31 @@ def test_largest_relevance_of_any_audited_class_whatever_its_sign() -> None:
         assert ids[k].tolist() == expected
     assert not values[3].any()
     assert ids[4, :2].tolist() == [5, 9]
+
+
+@pytest.mark.parametrize("rows", [1, 6, 7, 4096])
+def test_a_store_is_read_some_samples_at_a_time(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_ROWS", rows)
+    relevance = np.random.default_rng(1).integers(-3, 4, size=(20, 3, 5)).astype(np.float32)
+    plan = synthetic.plan(reference_samples=4)
+    inputs = {"selection:layer1": {"stage": "selection", "relevance": "k"}}
+    order = np.random.default_rng(2).permutation(60)
+    with Store.open(tmp_path / "store.duckdb") as store:
+        store.append(
+            "relevance",
+            stage="k",
+            sample=np.repeat(np.arange(20), 3)[order],
+            **{"class": np.tile([4, 0, 9], 20)[order]},
+            relevance=relevance.reshape(60, 5)[order],
+            conservation=np.ones(60, dtype=np.float32),
+        )
+        selection.select_references(plan, store, inputs)
+        key = store.begin("selection:layer1", inputs["selection:layer1"], 1).key
+        found = store.arrays("SELECT component, rank, sample, activation FROM reference WHERE stage = ?", (key,))
+    ids, values = top_by_relevance(relevance, 4, "layer1")
+    assert np.array_equal(ids[found["component"], found["rank"]], found["sample"])
+    assert np.array_equal(values[found["component"], found["rank"]], found["activation"])
+    assert len(found["rank"]) == (ids >= 0).sum()
 
 
 def test_fewer_samples_than_asked_for() -> None:
