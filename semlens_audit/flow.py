@@ -129,7 +129,8 @@ class Flows:
             self._found[source.layer, position] = replace(flow, drawn=np.empty((0, 0))), self._end
             try:
                 self._drawn.seek(self._end)
-                self._drawn.write(np.ascontiguousarray(flow.drawn).tobytes())
+                self._drawn.write(flow.drawn.tobytes())
+                self._drawn.flush()
             except OSError as error:
                 raise StoreError(
                     "temporary-file",
