@@ -112,7 +112,7 @@ def choose(model: torch.nn.Module, example: torch.Tensor, layers: Sequence[str])
         if error.slug not in {"lrp-not-applicable", "lrp-unfaithful"}:
             raise
         return dict.fromkeys(layers, Choice("activation_x_gradient", _refused(model, error)))
-    return {layer: _decide(list(_accounts(propagation, example, layer))) for layer in layers}
+    return {layer: _decide(propagation, example, layer) for layer in layers}
 
 
 def _refused(model: torch.nn.Module, error: SubjectError) -> str:
@@ -122,8 +122,15 @@ def _refused(model: torch.nn.Module, error: SubjectError) -> str:
     return f"the network has attention, and {told}" if attends else told
 
 
-def _decide(accounts: list[Account]) -> Choice:
+def _decide(propagation: RelevanceModel, example: torch.Tensor, layer: str) -> Choice:
     """The median over the examples decides."""
+    try:
+        accounts = list(_accounts(propagation, example, layer))
+    except SubjectError as error:
+        if error.slug != "unused-layer":
+            raise
+        # A gate, for example; whether the outputs depend on the layer at all shows once their gradient is taken.
+        return Choice("activation_x_gradient", "relevance propagation passes the layer by", 0.0)
     arrived, taken, lost = (
         float(np.median([getattr(one, name) for one in accounts])) for name in ("arrived", "taken", "lost")
     )
@@ -216,12 +223,12 @@ def _auditor(node: Any, taken: list[float], lost: list[float]) -> Any:
 def _absorbed(operation: Operation, value: torch.Tensor, relevance: torch.Tensor) -> float:
     """Relevance that the biases of an operation take: sum over j of ``R_j b_j / z_j``, with b and z as its rule modifies them."""
     rule = operation.rule
-    biases = [bias for _, bias in operation.branches]
+    biases = [bias for _, bias in operation.branches()]
     if all(bias is None for bias in biases):
         return 0.0
     outputs = [
         finish(operation.call(modify(value), weight, bias))
-        for modify, finish, (weight, bias) in zip(rule.input_modifiers, rule.output_modifiers, operation.branches, strict=True)
+        for modify, finish, (weight, bias) in zip(rule.input_modifiers, rule.output_modifiers, operation.branches(), strict=True)
     ]
     factors = rule.gradient_mapper(torch.ones_like(outputs[0]), outputs)
     parts = [factors] * len(outputs) if isinstance(factors, torch.Tensor) else factors
