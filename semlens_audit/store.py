@@ -201,6 +201,10 @@ class Store:
             raise store_error(error, self.path) from error
         return {name: _stacked(values) for name, values in columns.items()}
 
+    def count(self, table: str) -> int:
+        """Rows of a table."""
+        return int(self.rows(f'SELECT count(*) FROM "{table}"')[0][0])
+
     def blocks(self, sql: str, parameters: Sequence[object] = (), rows: int = 4096) -> Iterator[dict[str, np.ndarray]]:
         """The rows of a query in order, some at a time, in memory that does not grow with their number.
 

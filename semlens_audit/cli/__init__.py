@@ -10,6 +10,7 @@ import os
 import sys
 
 from semlens_audit.cli import write  # isort: skip
+from semlens_audit.cli import layers  # isort: skip
 from semlens_audit.cli import audit  # isort: skip
 from semlens_audit.cli import gate  # isort: skip
 from semlens_audit.cli import change  # isort: skip
@@ -18,10 +19,11 @@ from semlens_audit.cli import locking  # isort: skip
 from semlens_audit.cli import signing  # isort: skip
 from semlens_audit.cli import trust  # isort: skip
 from semlens_audit.cli import explore  # isort: skip
+from semlens_audit.cli import store  # isort: skip
 from semlens_audit.cli.shell import app
 from semlens_audit.errors import ExitCode
 
-__all__ = ["app", "audit", "change", "explore", "export", "gate", "locking", "main", "signing", "trust", "write"]
+__all__ = ["app", "audit", "change", "explore", "export", "gate", "layers", "locking", "main", "signing", "store", "trust", "write"]
 
 
 def main() -> None:

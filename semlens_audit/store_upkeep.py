@@ -1,0 +1,207 @@
+"""Looking after a store: what is in it, whether it is whole, and removing what no audit needs any more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from semlens_audit import store_check
+from semlens_audit.data import open_data
+from semlens_audit.errors import IntegrityError, Problem, StoreError, UsageError
+from semlens_audit.index import evidence_stages
+from semlens_audit.memory import divide
+from semlens_audit.paths import store_path
+from semlens_audit.plan import AuditPlan
+from semlens_audit.store import Store
+from semlens_audit.store_compaction import Removal, compact, fingerprint, removals
+from semlens_audit.store_contents import Contents, contents, derived, served
+
+__all__ = ["Collected", "check", "collect", "complaint", "info", "mend"]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection removed, or would remove.
+
+    Parameters
+    ----------
+    path
+        The store.
+    done
+        Whether it was removed.
+    removals
+        Rows of each table.
+    stages
+        Names of the stages that go, with how many of each.
+    before, after
+        Bytes of the file; `after` is ``None`` where nothing was removed.
+    left_out
+        Audits that the store has served and that were neither kept nor forgotten.
+    lacking
+        Id of an audit that is kept -> stages that it needs and the store does not have; those that lack none are left out.
+    """
+
+    path: str
+    done: bool
+    removals: tuple[Removal, ...]
+    stages: dict[str, int]
+    before: int
+    after: int | None
+    left_out: tuple[str, ...]
+    lacking: dict[str, int]
+
+
+def info(path: Path, plans: Sequence[AuditPlan] = ()) -> Contents:
+    """What a store holds, and which of it audits need; see `semlens_audit.store_contents`.
+
+    Parameters
+    ----------
+    path
+        The store.
+    plans
+        Audits; none: nothing is said about who needs what.
+
+    Raises
+    ------
+    UsageError
+        ``another-store``: an audit has its index elsewhere.
+    StoreError
+        No store, or one that cannot be read.
+    """
+    _require_theirs(path, plans)
+    with Store.open(path, read_only=True, memory_limit=divide(None).database) as store:
+        return contents(store, _needed(store, plans) if plans else None)
+
+
+def check(path: Path) -> tuple[store_check.Damage, ...]:
+    """Everything in a store that is not what it should be; see `semlens_audit.store_check`.
+
+    Raises
+    ------
+    StoreError
+        No store, or one that is not to be opened here.
+    """
+    try:
+        with Store.open(path, read_only=True, memory_limit=divide(None).database) as store:
+            return store_check.check(store)
+    except StoreError as error:
+        if error.slug != "store-corrupt":
+            raise
+        return (store_check.Damage("file", f"{error.problems[0].message} {error.problems[0].hint}"),)
+
+
+def mend(path: Path) -> tuple[int, tuple[store_check.Damage, ...]]:
+    """Remove what is damaged, so that the next index computes it again.
+
+    Returns
+    -------
+    int
+        Complaints settled.
+    tuple of Damage
+        Complaints that are left: nothing can compute again what they are about.
+    """
+    with Store.open(path, memory_limit=divide(None).database) as store:
+        settled, found = 0, store_check.check(store)
+        while any(damage.remedy for damage in found):  # what is removed may be missed by another stage
+            settled += store_check.mend(store, found)
+            found = store_check.check(store)
+        return settled, found
+
+
+def complaint(path: Path, found: Sequence[store_check.Damage]) -> IntegrityError:
+    """The error that tells of damages, and what to do about each."""
+    again = "Run `semlens-audit store check --mend`, then `semlens-audit index`: it is computed again."
+    never = "It cannot be computed again: restore the store from a copy."
+    problems = tuple(
+        Problem("store-damaged", f"{damage.where}: {damage.what}", again if damage.remedy else never, str(path)) for damage in found
+    )
+    first = problems[0]
+    return IntegrityError(first.slug, first.message, first.hint, file=first.file, problems=problems)
+
+
+def collect(
+    path: Path, plans: Sequence[AuditPlan], *, forget: Sequence[str] = (), really: bool = False, max_memory: int | None = None
+) -> Collected:
+    """Remove what no given audit needs, and compact the file; or only say what would go.
+
+    The rows of kept stages stay as they are, to the bit; the run log stays whole, and is written on. Cached measurements go: the next
+    run makes those that it needs again.
+
+    Parameters
+    ----------
+    path
+        The store.
+    plans
+        Audits whose indexes are kept, whole or begun.
+    forget
+        Ids of audits that the store has served and whose indexes are not kept.
+    really
+        Whether it is done.
+    max_memory
+        Bytes of main memory that may be used, or ``None``.
+
+    Raises
+    ------
+    UsageError
+        ``nothing-to-keep``: no audit is given. ``another-store``: one has its index elsewhere. ``audits-left-out``: the store has
+        served others, which were not forgotten.
+    StoreError
+        ``store-locked``, ``store-full-disk``, ``store-changed``.
+    IntegrityError
+        ``compaction-differs``; the store stays as it was.
+    """
+    if not plans:
+        raise UsageError("nothing-to-keep", "No audit is given whose index is kept.", "Give audit files: --keep AUDIT.yaml.")
+    _require_theirs(path, plans)
+    allowed = divide(max_memory).database
+    if not path.exists():
+        raise StoreError("store-missing", "There is no store yet.", "There is nothing to remove.", file=str(path))
+    with Store.open(path, memory_limit=allowed) as store:
+        every = _needed(store, plans)
+        needed = set[str]().union(*every.values())
+        inputs = {key: json.loads(text) for key, text in store.rows("SELECT key, inputs FROM stage")}
+        keep = (needed | derived(inputs, needed)) & set(inputs)
+        lacking = {audit: len(keys - set(inputs)) for audit, keys in every.items() if keys - set(inputs)}
+        names = store.rows("SELECT key, name FROM stage ORDER BY rowid")
+        going: dict[str, int] = {}
+        for key, name in names:
+            going.update({} if key in keep else {name: going.get(name, 0) + 1})
+        kept = {plan.audit.audit for plan in plans} | set(forget)
+        left_out = tuple(audit for audit in served(store) if audit not in kept)
+        found, before = removals(store, keep), path.stat().st_size
+    if not really:
+        return Collected(str(path), False, found, going, before, None, left_out, lacking)
+    if left_out:
+        raise UsageError(
+            "audits-left-out",
+            f"The store has served audits that were not given: {', '.join(left_out)}.",
+            "Give the file of each with --keep, or its id with --forget.",
+            file=str(path),
+        )
+    # The store has been closed since, so that nothing waits to be written into it; its state is compared again.
+    with Store.open(path, read_only=True) as store:
+        planned = fingerprint(store)
+    before, after = compact(path, keep, planned, allowed)
+    return Collected(str(path), True, found, going, before, after, (), lacking)
+
+
+def _needed(store: Store, plans: Sequence[AuditPlan]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for plan in plans:
+        keys = evidence_stages(plan, open_data(plan, store.file_digest), store)
+        found.setdefault(plan.audit.audit, set()).update(keys.values())
+    return found
+
+
+def _require_theirs(path: Path, plans: Sequence[AuditPlan]) -> None:
+    for plan in plans:
+        own = store_path(plan)
+        if own.resolve() != path.resolve():
+            raise UsageError(
+                "another-store",
+                f"The audit {plan.audit.audit} has its index in {own}, not in {path}.",
+                "Give audits of one store only.",
+                file=plan.audit_file,
+            )
