@@ -66,11 +66,19 @@ def _files(spec_file: Path) -> list[Path]:
 def _known(spec_file: Path) -> tuple[dict[str, Catalogue], list[Problem]]:
     known, problems = {}, []
     for path in _files(spec_file):
-        source, catalogue = read_catalogue(path)
-        problems += source.problems
-        if catalogue is not None and not source.problems:
+        status = path.stat()
+        catalogue, found = _read(path, status.st_mtime_ns, status.st_size)
+        problems += found
+        if catalogue is not None and not found:
             known[catalogue.catalogue] = catalogue
     return known, problems
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, changed: int, size: int) -> tuple[Catalogue | None, tuple[Problem, ...]]:
+    """Catalogue and problems of a file, read once for as long as it stays as it is."""
+    source, catalogue = read_catalogue(path)
+    return catalogue, tuple(source.problems)
 
 
 @functools.cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from semlens_audit.errors import IntegrityError, UsageError
-from semlens_audit.pdf_parts import PdfLimits, read_attachments
 from semlens_audit.record_file import RESULTS, parse_record
 from semlens_audit.records import AuditRecord
 
@@ -24,6 +23,8 @@ def read_any(path: Path) -> AuditRecord:
     IntegrityError
         ``record-too-large``, ``invalid-record``, or what is wrong with the PDF.
     """
+    from semlens_audit.pdf_parts import PdfLimits, read_attachments  # costs time that most runs have no need of
+
     limit = PdfLimits().file_bytes
     if path.exists() and not path.is_file():  # a pipe would keep its reader waiting for ever
         raise UsageError("no-record", "That is no file.", "Give a results.json, or the PDF of a report.", file=str(path))

@@ -6,7 +6,6 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-from scipy.special import stdtrit
 
 __all__ = ["auroc", "benjamini_hochberg", "holm", "nested_levels", "normal_tail", "otsu", "student_factor"]
 
@@ -114,5 +113,7 @@ def student_factor(freedom: float, level: float) -> float:
     level
         Two-sided, between 0 and 1.
     """
+    from scipy.special import stdtrit  # a tenth of a second, which a verdict that is only re-decided has no need of
+
     tail = (1.0 + level) / 2.0
     return max(1.0, float(stdtrit(max(freedom, 2.0), tail)) / NormalDist().inv_cdf(tail))
