@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 
 from semlens_audit.counterfactuals import PairSet, open_pairs
 from semlens_audit.digest import digest, digest_file
@@ -94,7 +95,12 @@ class DataSet:
         """(N,) int64 index into the model's classes."""
         return np.array([sample.label for sample in self.samples], dtype=np.int64)
 
-    def verify(self, workers: int = 2, progress: Callable[[int], None] | None = None) -> None:
+    def verify(
+        self,
+        workers: int = 2,
+        progress: Callable[[int], None] | None = None,
+        keep: Callable[[int, Image.Image], object] | None = None,
+    ) -> None:
         """Decode every image once, so that a broken one is reported before hours of work, together with all others.
 
         Parameters
@@ -103,6 +109,8 @@ class DataSet:
             Threads that decode.
         progress
             Called with the number of images finished since the last call.
+        keep
+            Called in a thread with a sample's id and its decoded image.
 
         Raises
         ------
@@ -111,7 +119,7 @@ class DataSet:
         """
         problems: list[Problem] = []
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            for found in pool.map(lambda sample: _complaint(self.file(sample)), self.samples):
+            for found in pool.map(lambda sample: _complaint(self, sample, keep), self.samples):
                 if found is not None:
                     problems.append(found)
                 if progress is not None:
@@ -119,11 +127,13 @@ class DataSet:
         _raise_all(problems)
 
 
-def _complaint(path: Path) -> Problem | None:
+def _complaint(data: DataSet, sample: Sample, keep: Callable[[int, Image.Image], object] | None) -> Problem | None:
     try:
-        read_image(path)
+        image = read_image(data.file(sample))
     except DataError as error:
         return error.problems[0]
+    if keep is not None:
+        keep(sample.id, image)
     return None
 
 

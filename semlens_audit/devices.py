@@ -10,7 +10,7 @@ from semlens_audit.store import StageState
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe", "device_of", "find_device", "on_device", "require_same"]
+__all__ = ["describe", "device_of", "find_device", "has_bfloat16", "on_device", "require_same"]
 
 
 def find_device(name: str) -> torch.device:
@@ -59,6 +59,16 @@ def describe(device: torch.device) -> str:
     import torch
 
     return "cpu" if device.type == "cpu" else f"{device.type} ({torch.cuda.get_device_name(device)})"
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 by instructions of its own, instead of emulating it."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(native is not None and native())
 
 
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

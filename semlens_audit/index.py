@@ -14,10 +14,12 @@ from semlens_audit.headroom import indexed
 from semlens_audit.paths import store_path
 from semlens_audit.places import placed_in_audit
 from semlens_audit.plan import AuditPlan
+from semlens_audit.prefetch import cores
 from semlens_audit.progress import Progress, SilentProgress
 from semlens_audit.reading import load_evidence
 from semlens_audit.stages import stage_inputs
 from semlens_audit.store import Store
+from semlens_audit.work import Bench, LocalEngine
 
 __all__ = ["build", "evidence_stages", "is_complete", "load_evidence"]
 
@@ -76,14 +78,12 @@ def build(
         return
     plan = indexed(asked := plan)
     store.log("index", {"audit": plan.audit.audit, "stages": sorted(lacking)})
+    engine = LocalEngine(Bench(plan, data, allow_code=allow_code, execution=execution))
     if "images" in lacking:
-        _verify(data, store, inputs["images"], progress)
+        _verify(engine.bench, store, inputs["images"], progress)
     if "pairs" in lacking and data.pairs is not None:
         with progress.stage("Checking pairs", len(data.pairs.images)) as advance:
             data.pairs.verify(progress=advance)
-    from semlens_audit.work import Bench, LocalEngine
-
-    engine = LocalEngine(Bench(plan, data, allow_code=allow_code, execution=execution))
     if any(name.partition(":")[0] in _OF_MODEL for name in lacking):
         from semlens_audit.attribution_pass import settle_attribution
         from semlens_audit.crops import crop_pass
@@ -113,8 +113,8 @@ def build(
     store.log("index-complete", {"audit": plan.audit.audit})
 
 
-def _verify(data: DataSet, store: Store, inputs: dict[str, Any], progress: Progress) -> None:
-    state = store.begin("images", inputs, len(data.samples))
-    with progress.stage("Checking images", len(data.samples)) as advance:
-        data.verify(progress=advance)
+def _verify(bench: Bench, store: Store, inputs: dict[str, Any], progress: Progress) -> None:
+    state = store.begin("images", inputs, len(bench.data.samples))
+    with progress.stage("Checking images", len(bench.data.samples)) as advance:
+        bench.data.verify(cores(), progress=advance, keep=bench.views.keep)
     store.finish(state.key)

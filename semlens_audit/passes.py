@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
 from semlens_audit.attribution import Method, describe, relevance
-from semlens_audit.components import TopReferences, capture, pool
-from semlens_audit.data import read_image
+from semlens_audit.components import TopReferences
+from semlens_audit.devices import describe as describe_device
+from semlens_audit.devices import has_bfloat16, on_device, require_same
 from semlens_audit.errors import ExecutionError
 from semlens_audit.plan import AuditPlan
+from semlens_audit.precision import CHECKED, FEWEST, Arithmetic, settle
+from semlens_audit.prefetch import cores
 from semlens_audit.progress import Progress
 from semlens_audit.stages import audited_classes
-from semlens_audit.store import Store
+from semlens_audit.store import StageState, Store
 from semlens_audit.work import Bench, Engine, Work
 
 __all__ = ["forward_pass", "relevance_pass"]
@@ -31,8 +35,8 @@ class _Stream(Protocol):
     layer: str
     """Layer, or empty for the outputs."""
 
-    def write(self, store: Store, samples: np.ndarray, computed: dict[str, Any]) -> bytes | None:
-        """Append the rows of a batch; returns the checkpoint to keep, if the stage has a state."""
+    def write(self, store: Store, samples: np.ndarray, computed: list[dict[str, Any]]) -> bytes | None:
+        """Append the rows of some batches; returns the checkpoint to keep, if the stage has a state."""
 
     def close(self, store: Store) -> dict[str, Any]:
         """Append what only the whole stream tells; returns the stage's facts."""
@@ -48,11 +52,18 @@ class _Step:
     layers: tuple[str, ...]
 
 
+_SECONDS = 10.0
+"""Time that results wait to be written together: state and rows of a stage go into the store once, not with every batch."""
+
+
 def _inputs(bench: Bench, step: _Step, batch: int) -> torch.Tensor:
     """(batch, 3, S, S) network inputs; a short batch is filled up with its last row, so that a cut changes no result."""
-    samples = bench.data.samples[step.first : step.stop]
-    rows = [bench.subject.transform(read_image(bench.data.file(sample))) for sample in samples]
-    return torch.stack(rows + rows[-1:] * (batch - len(rows)))
+    return bench.images(range(step.first, step.stop), batch)
+
+
+def _ahead(bench: Bench, batch: int) -> int:
+    """Batches of inputs prepared ahead."""
+    return bench.ahead(batch * 15 * bench.plan.audit.subject.preprocessing.size ** 2)  # 8-bit views and their single precision
 
 
 def _steps(streams: Sequence[_Stream], total: int, batch: int) -> list[_Step]:
@@ -74,21 +85,56 @@ def _run(
     store: Store, streams: Sequence[_Stream], engine: Engine, work: Work[_Step, Any, dict[str, Any]], batch: int,
     progress: Progress, title: str,
 ) -> None:  # fmt: skip
-    """Compute what the streams lack, and write it batch by batch."""
+    """Compute what the streams lack, and write it some seconds at a time; what was computed by an error or Ctrl-C is written too."""
     total = len(engine.bench.data.samples)
-    by_layer = {stream.layer: stream for stream in streams}
     done = min((stream.done for stream in streams), default=total)
+    waiting = _Waiting(store, streams, engine.bench.allowance.waiting)
     with progress.stage(title, total, done) as advance:
-        for step, computed in engine.run(work, _steps(streams, total, batch)):
-            samples = np.arange(step.first, step.stop)
-            with store.transaction():
-                for layer in (*([""] if step.outputs else []), *step.layers):
-                    stream = by_layer[layer]
-                    store.advance(stream.key, step.stop, stream.write(store, samples, computed))
-            advance(step.stop - step.first)
+        try:
+            for step, computed in engine.run(work, _steps(streams, total, batch)):
+                waiting.add(step, computed)
+                advance(step.stop - step.first)
+        finally:
+            waiting.write()
         with store.transaction():
             for stream in streams:
                 store.finish(stream.key, stream.close(store))
+
+
+@dataclass
+class _Waiting:
+    """Results that wait to be written in one transaction, for `_SECONDS` or until they take `most` bytes."""
+
+    store: Store
+    streams: Sequence[_Stream]
+    most: int
+    found: list[tuple[_Step, dict[str, Any]]] = field(default_factory=list)
+    size: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def add(self, step: _Step, computed: dict[str, Any]) -> None:
+        self.found.append((step, computed))
+        self.size += _size(computed)
+        if self.size >= self.most or time.monotonic() - self.since >= _SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        # Taken out first: a stream that has seen a batch must not see it again, whatever becomes of the transaction.
+        found, self.found, self.size = self.found, [], 0
+        if found:
+            with self.store.transaction():
+                for stream in self.streams:
+                    parts = [(step, one) for step, one in found if (stream.layer in step.layers if stream.layer else step.outputs)]
+                    if parts:
+                        samples = np.concatenate([np.arange(step.first, step.stop) for step, _ in parts])
+                        checkpoint = stream.write(self.store, samples, [one for _, one in parts])
+                        self.store.advance(stream.key, parts[-1][0].stop, checkpoint)
+        self.since = time.monotonic()
+
+
+def _size(computed: Any) -> int:
+    """Bytes of all arrays in nested dictionaries."""
+    return sum(map(_size, computed.values())) if isinstance(computed, dict) else int(computed.nbytes)
 
 
 @dataclass
@@ -96,10 +142,11 @@ class _Outputs:
     key: str
     done: int
     bench: Bench
+    facts: dict[str, Any]
     layer: str = ""
 
-    def write(self, store: Store, samples: np.ndarray, computed: dict[str, Any]) -> bytes | None:
-        logits = computed["logits"]
+    def write(self, store: Store, samples: np.ndarray, computed: list[dict[str, Any]]) -> bytes | None:
+        logits = np.concatenate([one["logits"] for one in computed])
         bad = ~np.isfinite(logits).all(axis=1)
         if bad.any():
             sample = int(samples[bad][0])
@@ -117,6 +164,7 @@ class _Outputs:
             "weights_sha256": self.bench.subject.sha256,
             "parameters": self.bench.subject.parameters,
             "architecture": self.bench.subject.architecture,
+            **self.facts,
         }
 
 
@@ -128,9 +176,10 @@ class _References:
     m: int
     how: str
     top: TopReferences | None
+    facts: dict[str, Any]
 
-    def write(self, store: Store, samples: np.ndarray, computed: dict[str, Any]) -> bytes | None:
-        values = computed["pooled"][self.layer]
+    def write(self, store: Store, samples: np.ndarray, computed: list[dict[str, Any]]) -> bytes | None:
+        values = np.concatenate([one["pooled"][self.layer] for one in computed])
         if self.top is None:
             self.top = TopReferences(values.shape[1], self.m, self.layer)
         self.top.update(samples, values)
@@ -154,7 +203,7 @@ class _References:
             sample=ids[component, rank],
             activation=values[component, rank],
         )
-        return {"components": len(ids), "dead": int(dead.sum())}
+        return {"components": len(ids), "dead": int(dead.sum()), **self.facts}
 
 
 def _restored(checkpoint: bytes | None, layer: str) -> TopReferences | None:
@@ -170,36 +219,80 @@ class _Forward:
 
     batch: int
     pooling: Literal["max", "mean"]
-    threads: int = 1
-    ahead: int = 2
+    arithmetic: Arithmetic
+    threads: int
+    ahead: int
 
     def prepare(self, bench: Bench, step: _Step) -> torch.Tensor:
         return _inputs(bench, step, self.batch)
 
     def compute(self, bench: Bench, step: _Step, images: torch.Tensor) -> dict[str, Any]:
         count = step.stop - step.first
-        with torch.inference_mode(), capture(bench.subject.model, step.layers) as seen:
-            logits = bench.subject.model(images)
-            pooled = {layer: pool(seen[layer], self.pooling)[:count].numpy() for layer in step.layers}
-        return {"logits": logits.float()[:count].numpy(), "pooled": pooled}
+        logits, pooled = bench.networks.run(self.arithmetic, on_device(images, bench.device), step.layers, self.pooling)
+        return {"logits": logits[:count], "pooled": {layer: values[:count] for layer, values in pooled.items()}}
 
 
 def forward_pass(plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress) -> None:
-    """Run the model once over all samples: outputs, and the reference samples of every component of every layer."""
+    """Run the model once over all samples: outputs, and the reference samples of every component of every layer.
+
+    Outputs and layers are computed in the arithmetic that each of them was settled on, see `semlens_audit.precision`; those that come to
+    the same one share their passes.
+    """
     settings, total = plan.audit.measurement, len(engine.bench.data.samples)
-    streams: list[_Stream] = []
-    state = store.begin("outputs", inputs["outputs"], total)
-    if not state.complete:
-        streams.append(_Outputs(state.key, state.done, engine.bench))
-    for layer in plan.audit.layers:
-        name = f"references:{layer}"
-        state = store.begin(name, inputs[name], total)
-        if not state.complete:
+    names = {"": "outputs", **{layer: f"references:{layer}" for layer in plan.audit.layers}}
+    states = {layer: store.begin(name, inputs[name], total) for layer, name in names.items()}
+    if all(state.complete for state in states.values()):
+        return
+    batch = min(settings.batch_size, total)
+    settled = _settled(plan, store, engine.bench, states, batch, progress)
+    streams: dict[Arithmetic, list[_Stream]] = {}
+    for layer, state in states.items():
+        if state.complete:
+            continue
+        facts = settled[layer]
+        stream: _Stream = _Outputs(state.key, state.done, engine.bench, facts)
+        if layer:
             top = _restored(state.checkpoint, layer)
-            streams.append(_References(state.key, state.done, layer, settings.reference_samples, settings.pooling, top))
-    if streams:
-        batch = min(settings.batch_size, total)
-        _run(store, streams, engine, _Forward(batch, settings.pooling), batch, progress, "Outputs and reference samples")
+            stream = _References(state.key, state.done, layer, settings.reference_samples, settings.pooling, top, facts)
+        streams.setdefault(Arithmetic.of(facts), []).append(stream)
+    for arithmetic, some in streams.items():
+        work = _Forward(batch, settings.pooling, arithmetic, cores(), _ahead(engine.bench, batch))
+        _run(store, some, engine, work, batch, progress, "Outputs and reference samples")
+
+
+def _settled(
+    plan: AuditPlan, store: Store, bench: Bench, states: dict[str, StageState], batch: int, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Layer (empty: the outputs) -> arithmetic, device and agreement of its stage, settled before its first row and kept ever after."""
+    device, total = describe_device(bench.device), len(bench.data.samples)
+    for state in states.values():
+        if not state.complete:
+            require_same(state, device)
+    facts = {layer: dict(state.facts) for layer, state in states.items() if "precision" in state.facts or state.complete}
+    open_ = [layer for layer in states if layer not in facts]
+    if open_ and total < FEWEST:
+        facts.update({layer: {**Arithmetic().facts(), "device": device} for layer in open_})
+    elif open_:
+        chosen = np.arange(total)[:: max(1, total // CHECKED)][:CHECKED]
+        parts = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
+        with progress.stage("Arithmetic", 1) as advance:
+            limit, layers, agreement = settle(
+                bench.networks,
+                [(on_device(bench.images(part.tolist(), batch), bench.device), len(part)) for part in parts],
+                [layer for layer in open_ if layer],
+                plan.audit.measurement.pooling,
+                outputs=Arithmetic.of(facts[""]) if "" in facts else None,
+                native=has_bfloat16(bench.device),
+            )
+            advance(1)
+        for layer in open_:
+            arithmetic = layers[layer] if layer else limit
+            reached = {name: round(value, 6) for name, value in agreement.get(layer or "outputs", {}).items() if np.isfinite(value)}
+            facts[layer] = {**arithmetic.facts(), "device": device, **({"bf16_agreement": reached} if reached else {})}
+    with store.transaction():
+        for layer in open_:
+            store.note(states[layer].key, facts[layer])
+    return facts
 
 
 @dataclass
@@ -209,9 +302,11 @@ class _Relevance:
     layer: str
     classes: tuple[int, ...]
     attribution: str
+    device: str
 
-    def write(self, store: Store, samples: np.ndarray, computed: dict[str, Any]) -> bytes | None:
-        values, ratio = computed["relevance"][self.layer], computed["conservation"][self.layer]
+    def write(self, store: Store, samples: np.ndarray, computed: list[dict[str, Any]]) -> bytes | None:
+        values = np.concatenate([one["relevance"][self.layer] for one in computed])
+        ratio = np.concatenate([one["conservation"][self.layer] for one in computed])
         count, classes = len(samples), len(self.classes)
         values = values.reshape(count * classes, -1)
         if not np.isfinite(values).all():
@@ -233,7 +328,7 @@ class _Relevance:
         return None
 
     def close(self, store: Store) -> dict[str, Any]:
-        return {"attribution": self.attribution}
+        return {"attribution": self.attribution, "device": self.device}
 
 
 @dataclass(frozen=True)
@@ -243,15 +338,15 @@ class _Attribute:
     batch: int
     classes: tuple[int, ...]
     method: Method
-    threads: int = 1
-    ahead: int = 2
+    threads: int
+    ahead: int
 
     def prepare(self, bench: Bench, step: _Step) -> torch.Tensor:
         return _inputs(bench, step, self.batch)
 
     def compute(self, bench: Bench, step: _Step, images: torch.Tensor) -> dict[str, Any]:
         count = step.stop - step.first
-        values, ratios = relevance(bench.subject, images, step.layers, self.classes, self.method)
+        values, ratios = relevance(bench.subject, on_device(images, bench.device), step.layers, self.classes, self.method)
         return {
             "relevance": {layer: value[:count] for layer, value in values.items()},
             "conservation": {layer: ratio[:count] for layer, ratio in ratios.items()},
@@ -264,16 +359,17 @@ def relevance_pass(
     """Attribute every audited class's logit to the components of every layer, on every sample."""
     settings, bench = plan.audit.measurement, engine.bench
     classes, total = audited_classes(plan), len(bench.data.samples)
-    words = ""
+    words, device = "", describe_device(bench.device)
     streams: list[_Stream] = []
     for layer in plan.audit.layers:
         name = f"relevance:{layer}"
         state = store.begin(name, inputs[name], total)
         if not state.complete:
-            first = bench.subject.transform(read_image(bench.data.file(bench.data.samples[0])))[None]
-            words = words or describe(bench.subject, first, settings.method)
-            streams.append(_Relevance(state.key, state.done, layer, classes, words))
+            require_same(state, device)
+            store.note(state.key, {"device": device})
+            words = words or describe(bench.subject, on_device(bench.images([0]), bench.device), settings.method)
+            streams.append(_Relevance(state.key, state.done, layer, classes, words, device))
     if streams:
         batch = min(settings.batch_size, total)
-        work = _Attribute(batch, classes, settings.method)
+        work = _Attribute(batch, classes, settings.method, cores(), _ahead(bench, batch))
         _run(store, streams, engine, work, batch, progress, "Relevance of components")

@@ -25,7 +25,8 @@ NULL_CROPS = 2000
 THUMBNAILS = 8
 """Reference samples of each component that get pictures."""
 
-_MODEL = ("subject.py", "networks.py", "weights.py", "images.py", "clip_classifier.py", "exported.py", "open_clip_models.py")
+_MODEL = ("subject.py", "networks.py", "weights.py", "images.py", "views.py", "clip_classifier.py", "exported.py", "open_clip_models.py")
+_FORWARD = ("inference.py", "precision.py")
 _ATTRIBUTION = ("attribution*.py", "components.py", "cropping.py", "layouts.py", "lrp*.py")
 
 
@@ -91,18 +92,18 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     meaning = foundation.foundation_digest(plan)
     inputs: dict[str, dict[str, Any]] = {
         "images": {"stage": "images", "data": data.sha256, "code": _code("images.py")},
-        "outputs": {"stage": "outputs", **model, "classes": list(class_names(plan))},
+        "outputs": {"stage": "outputs", **model, "classes": list(class_names(plan)), "code": _code(*_MODEL, *_FORWARD)},
         "foundation": {
             "stage": "foundation",
             "foundation": meaning,
             "data": data.sha256,
             "geometry": view.model_dump(mode="json", include={"resize", "size", "interpolation"}),
-            "code": _code("foundation.py", "open_clip_models.py", "subject.py", "images.py"),
+            "code": _code("foundation.py", "inference.py", "open_clip_models.py", "subject.py", "images.py"),
         },
     }
     if data.pairs is not None:
         images = [sha256 for sha256, _ in data.pairs.images]
-        inputs["pairs"] = {"stage": "pairs", **model, "data": digest(images), "classes": list(class_names(plan))}
+        inputs["pairs"] = {**inputs["outputs"], "stage": "pairs", "data": digest(images)}
     pool = digest(inputs["foundation"])
     inputs["views"] = {"stage": "views", "pool": pool}
     for layer in indexed(plan).audit.layers:
@@ -140,7 +141,7 @@ def _reference_inputs(plan: AuditPlan, model: dict[str, Any], layer: str) -> dic
         "layer": layer,
         "pooling": settings.pooling,
         "m": settings.reference_samples,
-        "code": _code(*_MODEL, "components.py", "layouts.py"),
+        "code": _code(*_MODEL, *_FORWARD, "components.py", "layouts.py"),
     }
     relevance = {
         "stage": "relevance",

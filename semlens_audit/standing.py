@@ -24,8 +24,9 @@ _PRESENTED = {"gallery", "records"}
 """Modules that values are kept and shown with; they measure and decide nothing."""
 _STAGES = (
     "attribution", "attribution_choice", "attribution_pass", "clip_classifier", "components", "cropping", "crops", "data",
-    "exported", "foundation", "images", "index", "layouts", "lrp", "lrp_modes", "lrp_rules", "networks", "open_clip_models",
-    "passes", "prefetch", "probe_texts", "regions", "selection", "stages", "subject", "vectors", "verdict", "weights",
+    "exported", "foundation", "images", "index", "inference", "layouts", "lrp", "lrp_modes", "lrp_rules", "networks",
+    "open_clip_models", "passes", "precision", "prefetch", "probe_texts", "regions", "selection", "stages", "subject",
+    "vectors", "verdict", "views", "weights",
 )  # fmt: skip
 _UNLIKE = {"attribution", "batch_size", *INTERVENTION_SETTINGS}
 """Settings that no two qualified audits need to share: the attribution goes by the architecture, and the others change no finding."""

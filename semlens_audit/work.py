@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from semlens_audit.data import DataSet
 from semlens_audit.devices import find_device
 from semlens_audit.execution import Execution
+from semlens_audit.memory import Allowance, divide, require
+from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
 from semlens_audit.prefetch import prefetched
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     import torch
 
     from semlens_audit.foundation import Foundation
+    from semlens_audit.precision import Networks
     from semlens_audit.subject import LoadedSubject
+    from semlens_audit.views import Views
 
 __all__ = ["Bench", "Engine", "LocalEngine", "Work"]
 
@@ -74,8 +78,38 @@ class Bench:
 
         return load_foundation(self.plan)
 
+    @cached_property
+    def networks(self) -> Networks:
+        """The audited model in each arithmetic of the forward pass."""
+        from semlens_audit.precision import Networks
+
+        return Networks(self.subject.model, self.plan.audit.subject.preprocessing.size, self.device)
+
+    @cached_property
+    def views(self) -> Views:
+        """What the network sees of each sample, decoded once."""
+        from semlens_audit.views import Views
+
+        return Views(self.data, self.plan.audit.subject.preprocessing, store_path(self.plan).parent)
+
+    @cached_property
+    def allowance(self) -> Allowance:
+        """Memory for what can do with less."""
+        return divide(self.execution.max_memory)
+
+    def images(self, samples: Sequence[int], rows: int | None = None) -> torch.Tensor:
+        """(rows, 3, S, S) float32 network inputs of samples, channels last in memory; more rows than samples repeat the last one."""
+        import torch
+
+        return torch.from_numpy(self.views.inputs(samples, rows)).permute(0, 3, 1, 2)
+
+    def ahead(self, item: int) -> int:
+        """How many items of `item` bytes may be prepared before they are asked for: 1 to 4."""
+        return max(1, min(4, self.allowance.ahead // max(1, item)))
+
     def forget_subject(self) -> None:
         """Free the audited model; asked for again, it is loaded again."""
+        self.__dict__.pop("networks", None)
         self.__dict__.pop("subject", None)
 
 
@@ -130,4 +164,6 @@ class LocalEngine:
         """See `Engine.run`."""
         prepare = partial(work.prepare, self.bench)
         for item, ready in prefetched(prepare, items, workers=work.threads, ahead=work.ahead):
-            yield item, work.compute(self.bench, item, ready)
+            computed = work.compute(self.bench, item, ready)
+            require(self.bench.execution.max_memory, "The index")
+            yield item, computed

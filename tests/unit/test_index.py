@@ -451,6 +451,9 @@ class TestResume:
     def test_interrupted_at_every_seventh_commit_it_ends_with_the_same_content(
         self, folder: Path, built: Built, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        from semlens_audit import passes
+
+        monkeypatch.setattr(passes, "_SECONDS", 0.0)  # every batch is written by itself
         plan, interruptions = world.plan(folder), 0
         while self.interrupt(monkeypatch, plan, 7, StopError if interruptions % 2 else KeyboardInterrupt):
             interruptions += 1
@@ -474,9 +477,12 @@ class TestResume:
                 np.testing.assert_allclose(mine.relevance, other.relevance, atol=1e-6)
 
     def test_streams_at_different_places_catch_up(self, folder: Path, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+        from semlens_audit import passes
+
+        monkeypatch.setattr(passes, "_SECONDS", 0.0)  # every batch is written by itself
         one = world.plan(folder, world.audit(layers=[world.LAYERS[1]]))
-        # the empty store, the check of the images, two stages begun, the first batch; the second is cut off
-        assert self.interrupt(monkeypatch, one, 7, StopError)
+        # the empty store, the check of the images, two stages begun and settled, the first batch; the second is cut off
+        assert self.interrupt(monkeypatch, one, 8, StopError)
         with Store.open(folder / "store.duckdb") as store:
             done = dict(store.rows("SELECT name, done FROM stage"))
         assert 0 < done[f"references:{world.LAYERS[1]}"] < world.SAMPLES
