@@ -18,7 +18,7 @@ import torch
 from semlens_audit.errors import SubjectError
 from semlens_audit.lrp import RelevanceModel, relevance_model
 from semlens_audit.lrp_rules import Operation
-from semlens_audit.wording import format_number
+from semlens_audit.wording import format_number, join
 
 __all__ = ["LOST", "TAKEN", "Account", "Choice", "account", "applies", "choose"]
 
@@ -139,10 +139,14 @@ def _decide(propagation: RelevanceModel, example: torch.Tensor, layer: str) -> C
     came = f"{format_number(arrived, 2)} of the output arrives in the layer"
     went = [
         f"{format_number(part, 2)} {how}"
-        for part, how in ((taken, "is taken by biases"), (lost, "is lost where no input contributes"))
+        for part, how in (
+            (taken, "is taken by biases"),
+            (lost, "is lost where no input contributes"),
+            (1 - arrived - taken - lost, "passes it by in other branches"),
+        )
         if abs(part) >= LOST
     ]
-    said = f"{came} ({' and '.join(went)})" if went else came
+    said = f"{came} ({join(went)})" if went else came
     if abs(lost) > LOST or abs(taken) > TAKEN:
         return Choice("activation_x_gradient", f"relevance propagation would not carry enough: {said}", arrived)
     return Choice("lrp", f"relevance propagation conserves: {said}", arrived)

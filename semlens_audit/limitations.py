@@ -72,21 +72,24 @@ def limitations(
 
 def _attribution(measured: Measurements) -> Iterator[str]:
     """What relevance is an estimate of, and what of the output it does not account for."""
+    chosen: dict[str, list[str]] = {}
     for layer in measured.layers:
-        gradient = layer.method == "activation_x_gradient"
-        if gradient and layer.choice is not None:
-            yield (
-                f"In {layer.layer}, relevance is activation times gradient, because {layer.choice}. It tells how the output would "
-                "change to first order if a component were scaled, which need not add up to the output."
-            )
+        if layer.method == "activation_x_gradient" and layer.choice is not None:
+            chosen.setdefault(layer.choice, []).append(layer.layer)
+    for reason, layers in chosen.items():
+        yield (
+            f"In {join(layers)}, relevance is activation times gradient, because {reason}. It tells how the output would change to "
+            "first order if a component were scaled, which need not add up to the output."
+        )
+    for layer in measured.layers:
         if layer.conservation is not None and abs(layer.conservation - 1.0) > _UNEVEN:
             said = f"In {layer.layer}, the attributed relevance adds up to {layer.conservation:.2f} times the output: "
             yield said + (
                 "activation times gradient adds up to it only where all that follows is piecewise linear without additive constants, "
                 "and to nothing where the whole layer is normalised before it is read, as in transformers; shares are relative to "
                 "what there is of it."
-                if gradient
-                else "part of it is absorbed by biases or created on the way, so shares are relative to what arrives."
+                if layer.method == "activation_x_gradient"
+                else "part of it is absorbed by biases, passes the layer by or is created on the way, so shares are relative to what arrives."
             )
 
 
