@@ -17,7 +17,7 @@ import numpy as np
 from semlens_audit.headroom import slots
 from semlens_audit.plan import Audit, AuditPlan, MeasurementSettings, Spec
 
-__all__ = ["QUICK", "SETTINGS", "Setting", "plan", "read", "test_data", "write", "write_clip"]
+__all__ = ["QUICK", "SETTINGS", "Setting", "choose", "plan", "read", "test_data", "write", "write_clip"]
 
 ROOT = Path(__file__).resolve().parents[2]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,7 +63,7 @@ class Setting:
     layers: tuple[str, ...]
     layer: str
     components: int = 32
-    images: int = 384
+    images: int = 256
     cropped: int = 64
     references: int = 30
     measured: int = 2
@@ -159,7 +159,6 @@ def write(setting: Setting, folder: Path, seed: int = 0) -> None:
     from safetensors.torch import save_file
 
     import semlens_audit._torchvision  # noqa: F401
-    from semlens_audit.data import open_data, read_image
 
     from torchvision import models  # isort: skip
 
@@ -170,32 +169,45 @@ def write(setting: Setting, folder: Path, seed: int = 0) -> None:
     Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(folder / "example.png")
     if setting.encoder != "timm":
         write_clip(folder / "clip", setting.encoder, seed)
-    asked = {
-        "found": plan(setting, folder, layers=setting.layers, images=setting.images),
-        "cropped": plan(setting, folder, layers=(setting.layer,), images=setting.cropped),
-    }
-    data = {name: open_data(asked_) for name, asked_ in asked.items()}
-    transform = _transform(setting)
-    inputs = {
-        name: torch.stack([transform(read_image(opened.file(sample))) for sample in opened.samples]) for name, opened in data.items()
-    }
+    files, inputs = _inputs(setting, folder, setting.layers, setting.images)
     if not setting.real:
         torch.manual_seed(seed)
         model = models.resnet18(num_classes=CLASSES)
-        _settle(model, inputs["found"][: min(64, setting.images)])
+        _settle(model, inputs[: min(64, setting.images)])
         save_file(model.state_dict(), folder / "network.safetensors")
-    model = network(setting, folder)
-    exact: dict[str, np.ndarray] = {}
-    for layer, values in _pooled(model, setting.layers, inputs["found"], setting.batch).items():
-        exact[f"ids:{layer}"], _ = _top(values, setting.references)
-    pooled = _pooled(model, (setting.layer,), inputs["cropped"], setting.batch)[setting.layer]
+    found = _pooled(network(setting, folder), setting.layers, inputs, setting.batch)
+    exact = {f"ids:{layer}": _top(values, setting.references)[0] for layer, values in found.items()}
+    choose(setting, folder, folder, {"found": files}, exact, seed)
+
+
+def choose(
+    setting: Setting, made: Path, folder: Path, files: dict[str, list[str]] | None = None,
+    exact: dict[str, np.ndarray] | None = None, seed: int = 0,
+) -> None:  # fmt: skip
+    """Draw the components whose crops are made and find their reference samples; what `write` made in `made` serves `folder` too."""
+    if folder != made:
+        folder.mkdir(parents=True)
+        for path in made.iterdir():
+            if path.name in ("clip", "example.png", "network.safetensors", "pictures"):
+                (folder / path.name).symlink_to(path)
+    cropped, inputs = _inputs(setting, folder, (setting.layer,), setting.cropped)
+    pooled = _pooled(network(setting, folder), (setting.layer,), inputs, setting.batch)[setting.layer]
     alive = np.flatnonzero(pooled.max(axis=0) > pooled.min(axis=0))
-    chosen = np.sort(rng.choice(alive, min(setting.components, len(alive)), replace=False))
+    chosen = np.sort(np.random.default_rng([1, seed]).choice(alive, min(setting.components, len(alive)), replace=False))
     ids, values = _top(pooled[:, chosen], setting.references)
-    exact |= {"components": chosen, "ids": ids, "values": values}
-    np.savez(folder / "exact.npz", **exact)
-    files = {name: [str(opened.file(sample)) for sample in opened.samples] for name, opened in data.items()}
-    (folder / "world.json").write_text(json.dumps({"setting": asdict(setting), "files": files}))
+    np.savez(folder / "exact.npz", **(exact or {}), components=chosen, ids=ids, values=values)  # type: ignore[arg-type]
+    (folder / "world.json").write_text(json.dumps({"setting": asdict(setting), "files": (files or {}) | {"cropped": cropped}}))
+
+
+def _inputs(setting: Setting, folder: Path, layers: tuple[str, ...], images: int) -> tuple[list[str], Any]:
+    """Picture files of an audit, and what the network is given of them."""
+    import torch
+
+    from semlens_audit.data import open_data, read_image
+
+    opened, transform = open_data(plan(setting, folder, layers=layers, images=images)), _transform(setting)
+    files = [opened.file(sample) for sample in opened.samples]
+    return [str(file) for file in files], torch.stack([transform(read_image(file)) for file in files])
 
 
 def read(folder: Path) -> tuple[Setting, dict[str, list[str]], dict[str, np.ndarray]]:

@@ -116,14 +116,16 @@ class ConditionalCrops:
         self.composite = EpsilonPlusFlat([_canonizer(self.setting)])
         self.views = _Pictures(files["cropped"], _view(self.setting))
         self.prepare, self.encode = _encoder(self.setting, folder)
-        self._boxes: list[np.ndarray] = []
-        self._vectors: list[np.ndarray] = []
-        self._places: list[int] = []
+        self.thresholds = (self.setting.threshold,)
+        self._kept: dict[str, list[np.ndarray]] = {}
 
     @property
     def found(self) -> dict[str, np.ndarray]:
-        """Place among the chosen components, boxes by this project's rule, and embeddings of what they show, by component."""
-        return {"places": np.array(self._places), "boxes": np.stack(self._boxes), "vectors": np.stack(self._vectors)}
+        """Place among the chosen components, boxes by this project's rule, and embeddings of what they show, by component.
+
+        Boxes and embeddings of the setting's threshold; of others as ``boxes:0.01``.
+        """
+        return {name: np.stack(values) for name, values in self._kept.items()}
 
     def run(self, turn: int) -> Cost:
         """The next components, in turn; see `tests.benchmarks.contenders.Contender.run`."""
@@ -149,13 +151,15 @@ class ConditionalCrops:
     def _keep(self, place: int, views: list[Image.Image], heat: np.ndarray) -> None:
         from semlens_audit.cropping import boxes
 
-        found = boxes(heat, threshold=self.setting.threshold)
-        self._places.append(place)
-        self._boxes.append(found)
-        crops = [self.prepare(view.crop(tuple(box))) for view, box in zip(views, found.tolist(), strict=True)]
-        with torch.no_grad():
-            vectors = self.encode(torch.stack(crops)).float().numpy()
-        self._vectors.append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        self._kept.setdefault("places", []).append(np.array(place))
+        for threshold in self.thresholds:
+            found = boxes(heat, threshold=threshold)
+            crops = [self.prepare(view.crop(tuple(box))) for view, box in zip(views, found.tolist(), strict=True)]
+            with torch.no_grad():
+                vectors = self.encode(torch.stack(crops)).float().numpy()
+            tail = "" if threshold == self.setting.threshold else f":{threshold:g}"
+            self._kept.setdefault(f"boxes{tail}", []).append(found)
+            self._kept.setdefault(f"vectors{tail}", []).append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def _canonizer(setting: peer_world.Setting) -> Any:

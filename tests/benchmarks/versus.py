@@ -199,16 +199,46 @@ def _crops_agree(measured: Measured) -> tuple[str, str]:
     """Boxes and embeddings in words: those of the components that the published path was run on."""
     if "zennit-crp" not in measured.found:
         return "", ""
-    ours, theirs = measured.found["ours-crops"], measured.found["zennit-crp"]
+    return crops_agree(measured.found["ours-crops"], measured.found["zennit-crp"], measured.setting.size)
+
+
+def crops_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], size: int, tail: str = "") -> tuple[str, str]:
+    """Boxes and concept embeddings in words; `tail` names the published path's, `size` is the side of a whole picture."""
     places, once = np.unique(theirs["places"], return_index=True)
-    mine, other = ours["boxes"][places].reshape(-1, 4), theirs["boxes"][once].reshape(-1, 4)
+    mine, other = ours["boxes"][places].reshape(-1, 4), theirs[f"boxes{tail}"][once].reshape(-1, 4)
     over = agreement.intersection_over_union(mine, other)
-    tight = (other[:, 2] - other[:, 0]) < measured.setting.size
+    tight = (other[:, 2] - other[:, 0]) < size
     boxes = f"IoU of {len(over)} boxes: median {np.median(over):.3f}, least {over.min():.3f}"
     boxes += f"; {tight.mean():.0%} are not the whole picture".replace("%", " %")
     boxes += f", of these median {np.median(over[tight]):.3f}" if tight.any() else ""
-    concept = agreement.cosines(ours["vectors"][places].mean(axis=1), theirs["vectors"][once].mean(axis=1))
+    concept = agreement.cosines(ours["vectors"][places].mean(axis=1), theirs[f"vectors{tail}"][once].mean(axis=1))
     return boxes, f"cosine of {len(concept)} concept embeddings: median {np.median(concept):.4f}, least {concept.min():.4f}"
+
+
+def by_layer(setting: Setting, made: Path) -> Iterator[str]:
+    """Lines of Markdown: boxes and concept embeddings of every layer at two thresholds, against the published path's."""
+    from tests.benchmarks.contenders import OurCrops
+    from tests.benchmarks.published import ConditionalCrops
+
+    yield f"| layer of {setting.network} | threshold | boxes | concept embeddings |"
+    yield "| --- | ---: | --- | --- |"
+    few = replace(setting, components=min(4, setting.components), references=8, cropped=min(16, setting.cropped), measured=4)
+    few = replace(few, references=min(few.references, few.cropped), measured=few.components)
+    for layer in setting.layers:
+        theirs = None
+        for threshold in (0.01, 0.4):
+            folder = made / f"{layer}-{threshold:g}"
+            peer_world.choose(replace(few, layer=layer, threshold=threshold), made, folder)
+            if theirs is None:
+                theirs = ConditionalCrops(folder)
+                theirs.thresholds = (0.01, 0.4)
+                theirs.run(0)
+            ours = OurCrops(folder)
+            ours.run(0)
+            tail = "" if threshold == theirs.setting.threshold else f":{threshold:g}"
+            boxes, vectors = crops_agree(ours.found, theirs.found, setting.size, tail)
+            yield f"| {layer} | {threshold:g} | {boxes} | {vectors} |"
+            print(f"  {setting.name}, {layer}, {threshold:g}", file=sys.stderr, flush=True)
 
 
 def table(setting: Setting, rows: Sequence[Row], missing: dict[str, str]) -> Iterator[str]:
@@ -251,9 +281,10 @@ def peers(settings: Sequence[Setting], repeats: int, start: Callable[[str, Path]
         with TemporaryDirectory() as folder:
             measured = compare(setting, Path(folder), repeats, start=start)
             rows = measure(measured, Path(folder))
+            agreed = [] if "zennit-crp" in measured.missing else list(by_layer(setting, Path(folder)))
         for why in measured.missing.values():
             print(why, file=sys.stderr)
-        lines += [*table(setting, rows, measured.missing), ""]
+        lines += [*table(setting, rows, measured.missing), "", *agreed, ""]
         plain += [{"setting": setting.name} | asdict(row) for row in rows]
     return lines, plain
 
