@@ -75,7 +75,7 @@ def load_classifier(
     weights: Path | None,
     head: Path | None,
     classes: Sequence[str],
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
 ) -> torch.nn.Module:
     """Load the image tower, and put its head on.
 
@@ -89,7 +89,7 @@ def load_classifier(
     source, folder, weights, head, classes
         See `identity`.
     preprocessing
-        Of the audit.
+        Of the audit; ``None`` where the answers do not matter.
 
     Returns
     -------
@@ -191,8 +191,10 @@ def _class_embeddings(loaded: OpenClip, texts: Sequence[Sequence[str]]) -> tuple
     return weight.clone(), None if bias is None else bias.clone()
 
 
-def _check_preprocessing(loaded: OpenClip, preprocessing: Preprocessing) -> None:
+def _check_preprocessing(loaded: OpenClip, preprocessing: Preprocessing | None) -> None:
     """A zero-shot classifier means something only on inputs scaled as those that it was trained on."""
+    if preprocessing is None:
+        return
     visual: Any = loaded.model.visual
     for key, own, said in (("mean", visual.image_mean, preprocessing.mean), ("std", visual.image_std, preprocessing.std)):
         if own is not None and max(abs(a - b) for a, b in zip(own, said, strict=True)) > _SAME:

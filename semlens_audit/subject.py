@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,8 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
     Raises
     ------
     SubjectError
-        Unknown architecture or layer, weights that do not fit, a number of outputs other than the classes'.
+        Unknown architecture or layer, a layer whose output cannot be audited, weights that do not fit, a number of outputs other than
+        the classes'.
     UsageError
         ``code-not-allowed``: own code without `allow_code`.
     ExecutionError
@@ -194,7 +196,35 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
     )
     for name in plan.audit.layers:
         loaded.layer(name)
+    _check_layers(model, preprocessing.size, plan.audit.layers)
     return loaded
+
+
+def _check_layers(model: torch.nn.Module, size: int, layers: Sequence[str]) -> None:
+    """Refuse layers that cannot be audited before any data are read."""
+    import torch
+
+    from semlens_audit.layouts import grid_of, observed, prefix_tokens
+
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, output: torch.Tensor) -> None:
+        shapes[name] = tuple(output.shape)
+
+    with torch.inference_mode(), observed(model, layers, note):
+        model(torch.zeros(2, 3, size, size))
+    for name in layers:
+        if name not in shapes:
+            raise SubjectError(
+                "unused-layer", f"The forward pass leaves out layer {name!r}.", "Audit another layer: `semlens-audit layers` lists them."
+            )
+        if len(shapes[name]) == 3 and grid_of(shapes[name][1], prefix_tokens(model)) is None:
+            raise SubjectError(
+                "unknown-layout",
+                f"The output of layer {name!r} has shape {shapes[name]}: its {shapes[name][1]} tokens form no square grid, so they have no "
+                "place.",
+                "Audit a layer whose tokens are those of square patches of the image, with class and register tokens before them.",
+            )
 
 
 def _load_model(plan: AuditPlan, classes: tuple[str, ...], allow_code: bool) -> torch.nn.Module:
