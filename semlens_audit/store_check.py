@@ -115,6 +115,11 @@ def _pooled(stage: _Stage) -> tuple[tuple[str, tuple[object, ...]], ...]:
     )
 
 
+def _with_references(stage: _Stage) -> tuple[tuple[str, tuple[object, ...]], ...]:
+    """Remove crops and the reference samples that they do not fit: which of the two was changed does not show."""
+    return (*_own(stage), *_without(str(stage.inputs.get("references"))))
+
+
 def _probed(stage: _Stage) -> tuple[tuple[str, tuple[object, ...]], ...]:
     pool = stage.inputs["foundation"]
     return (("DELETE FROM prompt WHERE pool = ?", (pool,)), ("DELETE FROM example WHERE pool = ?", (pool,)), *_own(stage))
@@ -153,14 +158,25 @@ def _references(stage: _Stage) -> Iterator[str]:
     yield from _numbered(stage, "component", "component", components)
     if (dead := stage.one("SELECT count(*) FROM component WHERE stage = ? AND dead", stage.key)) != stage.facts["dead"]:
         yield f"{dead} of its components are marked as never active instead of {stage.facts['dead']}."
-    yield from _selection(stage)
+    yield from _ranked(stage)
+    yield from _of_data(stage, stage.total)
     if out := stage.one("SELECT count(*) FROM reference WHERE stage = ? AND component >= ?", stage.key, components):
         yield f"{out} reference samples belong to components that it does not have."
-    if out := stage.one("SELECT count(*) FROM reference WHERE stage = ? AND sample >= ?", stage.key, stage.total):
-        yield f"{out} reference samples are none of the data's."
 
 
 def _selection(stage: _Stage) -> Iterator[str]:
+    yield from _ranked(stage)
+    made = stage.store.stage(stage.inputs["relevance"])
+    if made is not None:
+        yield from _of_data(stage, made.total)
+
+
+def _of_data(stage: _Stage, samples: int) -> Iterator[str]:
+    if out := stage.one("SELECT count(*) FROM reference WHERE stage = ? AND sample NOT BETWEEN 0 AND ?", stage.key, samples - 1):
+        yield f"{out} reference samples are none of the data's."
+
+
+def _ranked(stage: _Stage) -> Iterator[str]:
     gaps = stage.one(
         "SELECT count(*) FROM (SELECT component FROM reference WHERE stage = ? GROUP BY component "
         "HAVING count(DISTINCT rank) <> count(*) OR min(rank) <> 0 OR max(rank) <> count(*) - 1 OR count(DISTINCT sample) <> count(*))",
@@ -331,7 +347,7 @@ _KINDS: dict[str, tuple[Callable[[_Stage], Iterator[str]], _Remedy]] = {
     "references": (_references, _own),
     "selection": (_selection, _own),
     "relevance": (_relevance, _own),
-    "crops": (_crops, _own),
+    "crops": (_crops, _with_references),
     "foundation": (_foundation, _pooled),
     "views": (_views, _own),
     "embeddings": (_embeddings, _own),

@@ -158,7 +158,10 @@ def collect(
     allowed = divide(max_memory).database
     if not path.exists():
         raise StoreError("store-missing", "There is no store yet.", "There is nothing to remove.", file=str(path))
-    with Store.open(path, memory_limit=allowed) as store:
+    if really:  # brings an older store up to date, and writes what waits beside it into it
+        Store.open(path, memory_limit=allowed).close()
+    with Store.open(path, read_only=True, memory_limit=allowed) as store:
+        planned = fingerprint(store)
         every = _needed(store, plans)
         needed = set[str]().union(*every.values())
         inputs = {key: json.loads(text) for key, text in store.rows("SELECT key, inputs FROM stage")}
@@ -180,9 +183,6 @@ def collect(
             "Give the file of each with --keep, or its id with --forget.",
             file=str(path),
         )
-    # The store has been closed since, so that nothing waits to be written into it; its state is compared again.
-    with Store.open(path, read_only=True) as store:
-        planned = fingerprint(store)
     before, after = compact(path, keep, planned, allowed)
     return Collected(str(path), True, found, going, before, after, (), lacking)
 
