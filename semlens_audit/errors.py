@@ -5,6 +5,7 @@ Nothing here prints or exits: `semlens_audit.cli` is the only place that turns a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -96,6 +97,14 @@ class AuditError(Exception):
     def slug(self) -> str:
         """Slug of the first problem."""
         return self.problems[0].slug
+
+    def __reduce__(self) -> tuple[Callable[..., AuditError], tuple[type[AuditError], tuple[Problem, ...]]]:
+        return _again, (type(self), self.problems)
+
+
+def _again(kind: type[AuditError], problems: tuple[Problem, ...]) -> AuditError:
+    """The error that another process raised."""
+    return kind(problems[0].slug, problems[0].message, problems=problems)
 
 
 class UsageError(AuditError):

@@ -21,9 +21,11 @@ class Execution:
     max_memory
         Bytes of main memory that the process may use, or ``None``: as much as its batches take.
     address
-        Of the Ray cluster; ``None``: one that Ray finds or starts on this machine.
+        Of the Ray cluster: ``HOST:PORT``, or ``auto`` for the one that runs on this machine; ``None``: what the environment variable
+        ``RAY_ADDRESS`` says, else one that is started on this machine and ends with the index.
     workers
-        Actors of the ``ray`` engine; ``None``: one for each CPU of the cluster.
+        Of the ``ray`` engine, each with as many threads as this process uses; ``None``: as many as the cluster's CPUs, or GPUs, suffice
+        for.
     """
 
     engine: Literal["local", "ray"] = "local"

@@ -5,6 +5,7 @@ Only `build` brings in torch; a stage that is complete is never computed again, 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from semlens_audit.data import DataSet, open_data
@@ -19,7 +20,7 @@ from semlens_audit.progress import Progress, SilentProgress
 from semlens_audit.reading import load_evidence
 from semlens_audit.stages import stage_inputs
 from semlens_audit.store import Store
-from semlens_audit.work import Bench, LocalEngine
+from semlens_audit.work import Bench, Engine, LocalEngine
 
 __all__ = ["build", "evidence_stages", "is_complete", "load_evidence"]
 
@@ -78,7 +79,24 @@ def build(
         return
     plan = indexed(asked := plan)
     store.log("index", {"audit": plan.audit.audit, "stages": sorted(lacking)})
-    engine = LocalEngine(Bench(plan, data, allow_code=allow_code, execution=execution))
+    with _engine(Bench(plan, data, allow_code=allow_code, execution=execution)) as engine:
+        _compute(asked, store, engine, inputs, lacking, progress)
+    store.log("index-complete", {"audit": plan.audit.audit})
+
+
+def _engine(bench: Bench) -> AbstractContextManager[Engine]:
+    if bench.execution.engine == "ray":
+        from semlens_audit.ray_engine import RayEngine
+
+        return RayEngine(bench)
+    return nullcontext(LocalEngine(bench))
+
+
+def _compute(
+    asked: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], lacking: set[str], progress: Progress
+) -> None:
+    """Compute the lacking stages, each after those that it is made from."""
+    plan, data = engine.bench.plan, engine.bench.data
     if "images" in lacking:
         _verify(engine.bench, store, inputs["images"], progress)
     if "pairs" in lacking and data.pairs is not None:
@@ -102,7 +120,7 @@ def build(
             select_references(plan, store, inputs)
             for part in settled:
                 crop_pass(part, store, engine, inputs, progress)
-        engine.bench.forget_subject()
+        engine.forget_subject()
     if any(name.partition(":")[0] in {"foundation", "views", "embeddings", "null", "probes"} for name in lacking):
         from semlens_audit.regions import embedding_pass, probe_pass, settle_precision
 
@@ -110,7 +128,6 @@ def build(
         settle_precision(plan, data, store, foundation, inputs, progress)
         probe_pass(plan, store, foundation, inputs, progress)
         embedding_pass(plan, store, engine, inputs, progress)
-    store.log("index-complete", {"audit": plan.audit.audit})
 
 
 def _verify(bench: Bench, store: Store, inputs: dict[str, Any], progress: Progress) -> None:

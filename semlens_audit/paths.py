@@ -10,7 +10,7 @@ from semlens_audit.errors import SpecError
 from semlens_audit.plan import AuditPlan
 from semlens_audit.resources import SHIPPED, shipped_weights, shipped_weights_names
 
-__all__ = ["PHANTOM", "examples_root", "expand", "reports_path", "resolve", "store_path", "variable_at_start"]
+__all__ = ["PHANTOM", "examples_root", "expand", "reports_path", "resolve", "store_path", "variable_at_start", "variables"]
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NAMES = re.compile(r"SEMLENS_AUDIT_[A-Z0-9_]{1,64}")
@@ -58,6 +58,13 @@ def variable_at_start(text: str) -> str | None:
     """What the user has set the variable to that `text` begins with; ``None`` where it begins with none, or with a default."""
     match = _VARIABLE.match(text)
     return os.environ.get(match.group(1)) or None if match is not None and _may_be_used(match.group(1)) else None
+
+
+def variables(text: str) -> dict[str, str]:
+    """Name -> value of the environment variables that paths in `text` are made of, and of the one that allows them."""
+    named = {match.group(1) for match in _VARIABLE.finditer(text)}
+    used = {name: os.environ[name] for name in sorted(named) if name in os.environ and _may_be_used(name)}
+    return used | ({ALLOW_VARIABLES: os.environ[ALLOW_VARIABLES]} if used and ALLOW_VARIABLES in os.environ else {})
 
 
 def _may_be_used(name: str) -> bool:

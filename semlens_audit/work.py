@@ -73,10 +73,10 @@ class Bench:
 
     @cached_property
     def foundation(self) -> Foundation:
-        """The foundation model."""
+        """The foundation model, on `device`."""
         from semlens_audit.foundation import load_foundation
 
-        return load_foundation(self.plan)
+        return load_foundation(self.plan, self.device)
 
     @cached_property
     def networks(self) -> Networks:
@@ -147,6 +147,10 @@ class Engine(Protocol):
         """Yield every item with its result, in the order of `items`; an item's error is raised when its turn comes."""
         ...
 
+    def forget_subject(self) -> None:
+        """Free the audited model wherever it is held."""
+        ...
+
 
 class LocalEngine:
     """Does all work in this process.
@@ -167,3 +171,7 @@ class LocalEngine:
             computed = work.compute(self.bench, item, ready)
             require(self.bench.execution.max_memory, "The index")
             yield item, computed
+
+    def forget_subject(self) -> None:
+        """See `Engine.forget_subject`."""
+        self.bench.forget_subject()

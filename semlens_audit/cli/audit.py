@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.compute import Device, MaxMemory, execution
+from semlens_audit.cli.compute import Address, Device, EngineName, MaxMemory, Workers, execution
 from semlens_audit.cli.shell import (
     EXIT_CODES,
     AllowCode,
@@ -33,6 +33,9 @@ def index(
     allow_code: AllowCode = False,
     device: Device = "auto",
     max_memory: MaxMemory = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +51,7 @@ def index(
     from semlens_audit.memory import divide
     from semlens_audit.store import Store
 
-    how = execution(device, max_memory)
+    how = execution(device, max_memory, engine, address, workers)
     plan = read_plan(audit)
     path = paths.store_path(plan)
     with show_progress(quiet) as progress, Store.open(path, memory_limit=divide(how.max_memory).database) as store:
@@ -81,6 +84,9 @@ def run(
     ] = False,
     device: Device = "auto",
     max_memory: MaxMemory = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    workers: Workers = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> ExitCode:
@@ -95,7 +101,7 @@ def run(
     """
     from semlens_audit import results, screen
 
-    how = execution(device, max_memory)
+    how = execution(device, max_memory, engine, address, workers)
     plan = read_plan(audit)
     agreed = terms(fail_on, on_inconclusive, waivers, None if today is None else day(today), baseline)
     with show_progress(quiet) as progress:

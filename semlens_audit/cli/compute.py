@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from semlens_audit.errors import UsageError
 from semlens_audit.execution import Execution
 from semlens_audit.memory import parse_size
 
-__all__ = ["Device", "MaxMemory", "execution"]
+__all__ = ["Address", "Device", "EngineName", "MaxMemory", "Workers", "execution"]
 
 _PANEL = "Computation"
 
@@ -32,12 +33,47 @@ MaxMemory = Annotated[
 ]
 
 
-def execution(device: str = "auto", max_memory: str | None = None) -> Execution:
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option(
+        help="Who computes the index: this process, or workers of a Ray cluster (extra `ray`); the store's bytes are the same.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT|auto",
+        help="The Ray cluster; auto: the one on this machine. Left out: $RAY_ADDRESS, else one is started for the run.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Workers of the Ray engine, each with $OMP_NUM_THREADS threads and its own networks. Left out: what CPUs or GPUs allow.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def execution(
+    device: str = "auto",
+    max_memory: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int | None = None,
+) -> Execution:
     """Settings from the options.
 
     Raises
     ------
     UsageError
-        ``bad-size``, ``memory-too-small``.
+        ``bad-size``, ``memory-too-small``; ``ray-only`` for options that only the Ray engine has.
     """
-    return Execution(device=device, max_memory=None if max_memory is None else parse_size(max_memory))
+    if engine != "ray" and (address is not None or workers is not None):
+        option = "--address" if address is not None else "--workers"
+        raise UsageError("ray-only", f"{option} is for the Ray engine.", "Add --engine ray, or leave it out.")
+    size = None if max_memory is None else parse_size(max_memory)
+    return Execution(engine=engine, device=device, max_memory=size, address=address, workers=workers)
