@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from semlens_audit.devices import has_bfloat16, on_device
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import ExecutionError, SubjectError
 from semlens_audit.open_clip_models import FOUNDATION, file_digests, load_open_clip, model_directory
@@ -45,6 +47,9 @@ SAME = 0.999
 """Least cosine at which bfloat16 counts as giving the same embedding as single precision."""
 
 Precision = Literal["fp32", "bf16"]
+
+_FOLDING = 1e-4
+"""Most difference that folding batch norms may make to a feature, over the largest one."""
 
 
 def _model_directory(plan: AuditPlan) -> Path | None:
@@ -108,6 +113,10 @@ class Foundation:
         n texts -> (n, d) float32, not yet normalised; ``None`` for an image-only model.
     dimension
         d.
+    halve
+        Gives another `encode`, for autocast to bfloat16; ``None``: `encode` itself.
+    device
+        Where `encode` computes; ``None``: the CPU.
     """
 
     precision: Precision = "fp32"
@@ -121,15 +130,28 @@ class Foundation:
         prepare: Callable[[Image.Image], torch.Tensor],
         encode_text: Callable[[list[str]], torch.Tensor] | None,
         dimension: int,
+        halve: Callable[[], Callable[[torch.Tensor], torch.Tensor]] | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        import torch
+
         self.name, self.sha256, self.dimension = name, sha256, dimension
-        self.prepare = prepare
-        self._encode, self._encode_text = encode, encode_text
+        self.prepare, self.device = prepare, device or torch.device("cpu")
+        self._encode, self._encode_text, self._halve = encode, encode_text, halve
+
+    @cached_property
+    def _encode_half(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self._encode if self._halve is None else self._halve()
 
     @property
     def has_text(self) -> bool:
         """Whether `embed_texts` can be called."""
         return self._encode_text is not None
+
+    @cached_property
+    def prepared_bytes(self) -> int:
+        """Bytes of one prepared image."""
+        return int(self.prepare(Image.new("RGB", (8, 8))).nbytes)
 
     def embed_prepared(self, prepared: Sequence[torch.Tensor]) -> np.ndarray:
         """Embed at most `BATCH` prepared images.
@@ -155,9 +177,11 @@ class Foundation:
             raise ValueError(f"{len(prepared)} images, expected 1 to {BATCH}")
         batch = torch.zeros((BATCH, *prepared[0].shape))
         torch.stack(list(prepared), out=batch[: len(prepared)])
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            values = self._encode(batch.contiguous(memory_format=torch.channels_last))[: len(prepared)]
-        return _unit(values.float().numpy(), self.name)
+        half = self.precision == "bf16"
+        encode = self._encode_half if half else self._encode
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            values = encode(on_device(batch.contiguous(memory_format=torch.channels_last), self.device))[: len(prepared)]
+        return _unit(values.float().cpu().numpy(), self.name)
 
     def choose_precision(self, images: Sequence[Image.Image]) -> float | None:
         """Compute in bfloat16 from now on if this machine has instructions for it and it gives the same embeddings of `images`.
@@ -168,10 +192,7 @@ class Foundation:
             Least cosine between an image's embeddings in bfloat16 and in single precision; `precision` becomes ``"bf16"`` if it
             is at least `SAME`. ``None``: not tried, because the processor would only emulate it.
         """
-        import torch
-
-        native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-        if not images or native is None or not native():
+        if not images or not has_bfloat16(self.device):
             return None
         self.precision = "fp32"
         single = self.embed_images(images)
@@ -212,7 +233,7 @@ class Foundation:
             for start in range(0, len(texts), TEXT_BATCH):
                 some = list(texts[start : start + TEXT_BATCH])
                 filled = some + [""] * (TEXT_BATCH - len(some))
-                parts.append(self._encode_text(filled)[: len(some)].float().numpy())
+                parts.append(self._encode_text(filled)[: len(some)].float().cpu().numpy())
         return _unit(np.concatenate(parts), self.name) if parts else np.zeros((0, self.dimension), dtype=np.float32)
 
 
@@ -227,8 +248,15 @@ def _unit(values: np.ndarray, name: str) -> np.ndarray:
     return (values / lengths).astype(np.float32)
 
 
-def load_foundation(plan: AuditPlan) -> Foundation:
-    """Load the foundation model of `plan` from local files, in single precision on the CPU; nothing is ever downloaded.
+def load_foundation(plan: AuditPlan, device: torch.device | None = None) -> Foundation:
+    """Load the foundation model of `plan` from local files, in single precision; nothing is ever downloaded.
+
+    Parameters
+    ----------
+    plan
+        The audit.
+    device
+        Where it computes; ``None``: the CPU.
 
     Raises
     ------
@@ -238,36 +266,47 @@ def load_foundation(plan: AuditPlan) -> Foundation:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sha256 = foundation_digest(plan)
     if plan.audit.foundation_model.source == "timm":
-        return _load_timm(plan, sha256)
-    return _load_open_clip(plan, sha256)
+        return _load_timm(plan, sha256, device)
+    return _load_open_clip(plan, sha256, device)
 
 
-def _load_open_clip(plan: AuditPlan, sha256: str) -> Foundation:
+def _load_open_clip(plan: AuditPlan, sha256: str, device: torch.device | None) -> Foundation:
     import torch
+
+    from semlens_audit.inference import halved, shared_copy
 
     model_plan = plan.audit.foundation_model
     folder = _model_directory(plan)
     checkpoint = None if folder is not None else _weights(plan, model_plan)
     loaded = load_open_clip(model_plan.name, folder, checkpoint, model_plan.arguments, FOUNDATION)
-    model: Any = loaded.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: Any = loaded.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = model.visual.image_size
     side = (int(size[0]), int(size[1])) if isinstance(size, (tuple, list)) else (int(size), int(size))
     with torch.inference_mode():
-        dimension = int(model.encode_image(torch.zeros(1, 3, *side)).shape[1])
+        dimension = int(model.encode_image(torch.zeros(1, 3, *side, device=device)).shape[1])
+
+    def halve() -> Callable[[torch.Tensor], torch.Tensor]:
+        half: Any = shared_copy(model)
+        half.visual = halved(half.visual)
+        return half.encode_image  # type: ignore[no-any-return]
+
     return Foundation(
         name=model_plan.name,
         sha256=sha256,
         encode=model.encode_image,
         prepare=loaded.prepare,
-        encode_text=lambda texts: model.encode_text(loaded.tokenise(texts)),
+        encode_text=lambda texts: model.encode_text(loaded.tokenise(texts).to(device)),
         dimension=dimension,
+        halve=halve,
+        device=device,
     )
 
 
-def _load_timm(plan: AuditPlan, sha256: str) -> Foundation:
+def _load_timm(plan: AuditPlan, sha256: str, device: torch.device | None) -> Foundation:
     import torch
 
     from semlens_audit import networks
+    from semlens_audit.inference import halved
     from semlens_audit.subject import make_view, normalise
     from semlens_audit.weights import load_weights
 
@@ -276,19 +315,36 @@ def _load_timm(plan: AuditPlan, sha256: str) -> Foundation:
     path = _weights(plan, model_plan)
     model = networks.build(ModelSource(source="timm", name=model_plan.name, arguments=model_plan.arguments))
     load_weights(model, path)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def encode(batch: torch.Tensor) -> torch.Tensor:
-        features: Any = model.forward_head(model.forward_features(batch), pre_logits=True)
-        return features.flatten(1)
+    def encoder(network: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda batch: network.forward_head(network.forward_features(batch), pre_logits=True).flatten(1)
 
-    with torch.inference_mode():
-        dimension = int(encode(torch.zeros(1, 3, preprocessing.size, preprocessing.size)).shape[1])
+    noise = torch.randn(2, 3, preprocessing.size, preprocessing.size, generator=torch.Generator().manual_seed(0)).to(device)
+    model, features = _folded_if_same(model, encoder, noise)
     return Foundation(
         name=model_plan.name,
         sha256=sha256,
-        encode=encode,
+        encode=encoder(model),
         prepare=lambda image: normalise(make_view(image, preprocessing), preprocessing),
         encode_text=None,
-        dimension=dimension,
+        dimension=int(features.shape[1]),
+        halve=lambda: encoder(halved(model)),
+        device=device,
     )
+
+
+def _folded_if_same(
+    model: torch.nn.Module, encoder: Callable[[Any], Callable[[torch.Tensor], torch.Tensor]], noise: torch.Tensor
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The model with batch norms folded into its convolutions if that gives the same features, else as it is; and its features."""
+    import torch
+
+    from semlens_audit.inference import folded
+
+    with torch.inference_mode():
+        plain = encoder(model)(noise)
+        network, _ = folded(model, noise[:1])
+        other = encoder(network)(noise)
+    same = bool((other - plain).abs().max() <= _FOLDING * plain.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+    return (network, other) if same else (model, plain)

@@ -152,10 +152,10 @@ def _replace(network: torch.nn.Module, name: str, change: _Change) -> None:
 
 @torch.no_grad()
 def halved(model: torch.nn.Module, example: torch.Tensor | None = None) -> torch.nn.Module:
-    """A copy for autocast to bfloat16 whose weights need no cast at every call; gives the same to the bit.
+    """A copy for autocast to bfloat16 whose weights need no cast at every call.
 
     Convolutions, linear layers and attention of exactly PyTorch's own kinds get weights in bfloat16; whatever else a network
-    holds, autocast treats as always. Used with `in_precision`.
+    holds, autocast treats as always. What it gives has to be held against single precision, as what autocast alone gives would.
 
     Parameters
     ----------

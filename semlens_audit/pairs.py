@@ -9,11 +9,17 @@ import numpy as np
 import torch
 
 from semlens_audit.counterfactuals import PairSet
+from semlens_audit.devices import describe, on_device, require_same
+from semlens_audit.digest import digest
 from semlens_audit.errors import ExecutionError
 from semlens_audit.images import read_image
 from semlens_audit.plan import AuditPlan
+from semlens_audit.precision import Arithmetic
+from semlens_audit.prefetch import cores
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
+from semlens_audit.subject import make_view
+from semlens_audit.views import normalised
 from semlens_audit.work import Bench, Engine
 
 __all__ = ["pair_pass"]
@@ -25,25 +31,26 @@ class _Outputs:
 
     pairs: PairSet
     batch: int
-    threads: int = 1
-    ahead: int = 2
+    arithmetic: Arithmetic
+    threads: int
+    ahead: int
 
     def prepare(self, bench: Bench, start: int) -> torch.Tensor:
-        some = self.pairs.images[start : start + self.batch]
-        rows = [bench.subject.transform(read_image(self.pairs.root / path)) for _, path in some]
+        some, view = self.pairs.images[start : start + self.batch], bench.plan.audit.subject.preprocessing
+        rows = [np.asarray(make_view(read_image(self.pairs.root / path), view)) for _, path in some]
         # A short batch is filled up with its last row, so that results do not depend on where a run was cut.
-        return torch.stack(rows + rows[-1:] * (self.batch - len(rows)))
+        rows += rows[-1:] * (self.batch - len(rows))
+        return torch.from_numpy(normalised(np.stack(rows), view)).permute(0, 3, 1, 2)
 
     def compute(self, bench: Bench, start: int, images: torch.Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            logits: np.ndarray = bench.subject.model(images).float().numpy()
+        logits, _ = bench.networks.run(self.arithmetic, on_device(images, bench.device), (), "max")
         return logits[: len(self.pairs.images) - start]
 
 
 def pair_pass(
     plan: AuditPlan, pairs: PairSet, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
-    """Run the model once over the images of all pairs.
+    """Run the model once over the images of all pairs, always in single precision: what is measured are differences of outputs.
 
     The rows go to the table ``output`` under the stage's key; the sample id is the position in `PairSet.images`.
 
@@ -71,10 +78,16 @@ def pair_pass(
     state = store.begin("pairs", inputs["pairs"], total)
     if state.complete:
         return
-    batch = min(plan.audit.measurement.batch_size, total)
+    batch, bench = min(plan.audit.measurement.batch_size, total), engine.bench
+    require_same(state, device := describe(bench.device))
+    outputs = store.stage(digest(inputs["outputs"]))
+    folded = Arithmetic.of(state.facts or (outputs.facts if outputs else {})).folded
+    work = _Outputs(pairs, batch, Arithmetic("fp32", folded), cores(), bench.ahead(batch * 15 * plan.audit.subject.preprocessing.size**2))
+    facts = {**work.arithmetic.facts(), "device": device}
+    store.note(state.key, facts)
 
     with progress.stage("Outputs on pairs", total, state.done) as advance:
-        for start, logits in engine.run(_Outputs(pairs, batch), range(state.done, total, batch)):
+        for start, logits in engine.run(work, range(state.done, total, batch)):
             stop = start + len(logits)
             bad = ~np.isfinite(logits).all(axis=1)
             if bad.any():
@@ -88,4 +101,4 @@ def pair_pass(
                 store.append("output", stage=state.key, sample=np.arange(start, stop), logits=logits)
                 store.advance(state.key, stop)
             advance(stop - start)
-        store.finish(state.key)
+        store.finish(state.key, facts)

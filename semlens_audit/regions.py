@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 
 from semlens_audit.data import DataSet, read_image
+from semlens_audit.devices import describe, require_same
 from semlens_audit.digest import digest
 from semlens_audit.errors import DataError
 from semlens_audit.foundation import BATCH, Foundation, Precision
 from semlens_audit.paths import examples_root
 from semlens_audit.plan import AuditPlan
+from semlens_audit.prefetch import cores
 from semlens_audit.probe_texts import box_text, prompts
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
@@ -28,6 +31,9 @@ __all__ = ["embedding_pass", "null_regions", "probe_pass", "settle_precision"]
 
 _CHECKED = 2 * BATCH
 _BOX = ("x0", "y0", "x1", "y1")
+_OF_POOL = ("views", "embeddings:", "null:")
+_SECONDS = 10.0
+"""Time that embeddings wait to be written together."""
 
 
 def settle_precision(
@@ -47,6 +53,7 @@ def settle_precision(
             "dimension": foundation.dimension,
             "text": foundation.has_text,
             "precision": foundation.precision,
+            "device": describe(foundation.device),
         }
         if agreement is not None:
             facts["bf16_least_cosine"] = round(agreement, 6)
@@ -89,8 +96,17 @@ def null_regions(boxes: np.ndarray, samples: int, side: int, count: int, seed: i
 def embedding_pass(
     plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
-    """Embed whole inputs, every layer's crops and its random crops; a region that is in the pool already costs nothing."""
+    """Embed whole inputs, every layer's crops and its random crops; a region that is in the pool already costs nothing.
+
+    Raises
+    ------
+    ExecutionError
+        ``other-device``: the pool's regions were embedded on another one; ``embedding-not-finite``.
+    """
     data, side = engine.bench.data, plan.audit.subject.preprocessing.size
+    settled = store.stage(digest(inputs["foundation"]))
+    if settled is not None and not store.complete([digest(inputs[name]) for name in inputs if name.startswith(_OF_POOL)]):
+        require_same(settled, describe(engine.bench.device))
     pool = _Pool(store, engine, digest(inputs["foundation"]), progress)
     everything = np.array([[sample.id, 0, 0, side, side] for sample in data.samples])
     pool.embed("views", "Embeddings, whole images", inputs["views"], everything)
@@ -145,23 +161,26 @@ class _Embed:
     """Embeddings of regions, `BATCH` at a time; an item is (n, 5) sample and box, in ascending order."""
 
     precision: Precision
-    threads: int = 2
-    ahead: int = 3
+    threads: int
+    ahead: int
 
     def prepare(self, bench: Bench, regions: np.ndarray) -> list[torch.Tensor]:
         rows, last, view = [], -1, None
         for sample, *box in regions.tolist():
             if sample != last or view is None:
-                last, view = (
-                    sample,
-                    make_view(read_image(bench.data.file(bench.data.samples[sample])), bench.plan.audit.subject.preprocessing),
-                )
+                last, view = sample, bench.views.picture(sample)
             rows.append(bench.foundation.prepare(view.crop(tuple(box))))
         return rows
 
     def compute(self, bench: Bench, regions: np.ndarray, ready: list[torch.Tensor]) -> np.ndarray:
         bench.foundation.precision = self.precision
         return bench.foundation.embed_prepared(ready)
+
+
+def _as_keys(regions: np.ndarray) -> np.ndarray:
+    """(n,) one value for each row of (n, 5), equal where the rows are."""
+    rows = np.ascontiguousarray(regions, dtype=np.int64)
+    return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
 
 
 @dataclass(frozen=True)
@@ -184,23 +203,45 @@ class _Pool:
         missing = self._missing(distinct)
         done = len(distinct) - len(missing)
         batches = [missing[start : start + BATCH] for start in range(0, len(missing), BATCH)]
+        waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        since = time.monotonic()
         with self.progress.stage(title, len(distinct), done) as advance:
-            for part, vectors in self.engine.run(_Embed(self.engine.bench.foundation.precision), batches):
-                columns = {column: part[:, i + 1] for i, column in enumerate(_BOX)}
-                done += len(part)
-                with store.transaction():
-                    store.append("region", pool=self.key, sample=part[:, 0], **columns, vector=vectors)
-                    store.advance(state.key, done)
-                advance(len(part))
+            try:
+                for part, vectors in self.engine.run(self._work(), batches):
+                    waiting.append((part, vectors))
+                    advance(len(part))
+                    size = sum(vectors.nbytes for _, vectors in waiting)
+                    if size >= self.engine.bench.allowance.waiting or time.monotonic() - since >= _SECONDS:
+                        done, since = self._write(state.key, done, waiting), time.monotonic()
+            finally:
+                self._write(state.key, done, waiting)
         with store.transaction():
             if closing is not None:
                 closing()
             store.finish(state.key)
 
+    def _work(self) -> _Embed:
+        foundation = self.engine.bench.foundation
+        return _Embed(foundation.precision, cores(), self.engine.bench.ahead(BATCH * foundation.prepared_bytes))
+
+    def _write(self, key: str, done: int, waiting: list[tuple[np.ndarray, np.ndarray]]) -> int:
+        """Write what waits, which is none any longer; returns how many regions are finished then."""
+        found, waiting[:] = list(waiting), []
+        if not found:
+            return done
+        part, vectors = np.concatenate([part for part, _ in found]), np.concatenate([vectors for _, vectors in found])
+        columns = {column: part[:, i + 1] for i, column in enumerate(_BOX)}
+        with self.store.transaction():
+            self.store.append("region", pool=self.key, sample=part[:, 0], **columns, vector=vectors)
+            self.store.advance(key, done + len(part))
+        return done + len(part)
+
     def _missing(self, distinct: np.ndarray) -> np.ndarray:
         found = self.store.arrays("SELECT sample, x0, y0, x1, y1 FROM region WHERE pool = ?", (self.key,))
-        known = set(zip(*(found[column].tolist() for column in ("sample", *_BOX)), strict=True))
-        return distinct[[tuple(row) not in known for row in distinct.tolist()]] if known else distinct
+        known = np.stack([found[column].astype(np.int64) for column in ("sample", *_BOX)], axis=1)
+        if not len(known) or not len(distinct):
+            return distinct
+        return distinct[~np.isin(_as_keys(distinct), _as_keys(known))]
 
 
 def probe_pass(
