@@ -29,7 +29,7 @@ from semlens_audit.wording import STATES
 from tests.golden.sample_record import sample
 
 VERBS = (
-    "init", "lint", "schema", "index", "run", "selftest", "report", "demo", "gate", "diff", "export", "mlflow", "ci", "lock", "runs",
+    "init", "lint", "layers", "schema", "index", "run", "selftest", "report", "demo", "gate", "diff", "export", "mlflow", "ci", "lock", "runs",
     "reproduce", "sign", "attest", "verify", "qualify", "components", "search",
 )  # fmt: skip
 GROUPS = {"waiver": ("add", "check", "list")}
