@@ -62,7 +62,7 @@ def _timm(name: str, **arguments: Any) -> Callable[[], nn.Module]:
 
 
 _SWIN = {"img_size": SIDE, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
-_VIT = {"img_size": SIDE, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+_VIT = {"img_size": SIDE, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ FAMILIES = {
     "inverted residual": Family(lambda: models.mobilenet_v2(num_classes=CLASSES, width_mult=0.25), "features.0", "features"),
     "squeeze and excitation": Family(_efficientnet, "features.0", "features"),
     "hard swish": Family(_mobilenet_v3, "features.0", "features"),
-    "convnext": Family(_timm("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 16, 32)), "stem", "stages"),
+    "convnext": Family(_timm("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)), "stem", "stages"),
     "vit": Family(_timm("vit_tiny_patch16_224", **_VIT), "patch_embed", "norm"),
     "deit": Family(_timm("deit_tiny_distilled_patch16_224", **_VIT), "patch_embed", "norm"),
     "swin": Family(_timm("swin_tiny_patch4_window7_224", **_SWIN), "patch_embed", "norm"),

@@ -374,7 +374,7 @@ def test_linear_layers_at_every_place_have_the_rule_of_the_convolutions_they_are
     torch.manual_seed(0)
     linear = settle(FAMILIES["convnext"].make()).double()
     conv = timm.create_model(
-        "convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 16, 32), num_classes=CLASSES, conv_mlp=True
+        "convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), num_classes=CLASSES, conv_mlp=True
     ).eval().requires_grad_(False).double()  # fmt: skip
     state = conv.state_dict()
     conv.load_state_dict({name: value.view_as(state[name]) for name, value in linear.state_dict().items()})
