@@ -22,7 +22,6 @@ __all__ = [
     "critical_z",
     "divide",
     "excess",
-    "false_discovery_mask",
     "resample_null",
 ]
 
@@ -196,28 +195,6 @@ def concept_z(
         standard = (standard - moved[0]) / moved[1]
     largest = _largest(standard, probes)
     return _standardise(largest, calibration.concept_mean, calibration.concept_deviation)
-
-
-def false_discovery_mask(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float) -> np.ndarray:
-    """Significant (component, concept) pairs: those that reach `critical_z`.
-
-    Parameters
-    ----------
-    z
-        (K, J)
-    eligible
-        (K,) bool: components that have reference samples; the others are never significant and not counted as tests.
-    least
-        Least z.
-    rate
-        False-discovery rate over all eligible pairs.
-
-    Returns
-    -------
-    numpy.ndarray
-        (K, J) bool
-    """
-    return eligible[:, None] & (z >= critical_z(z, eligible, least=least, rate=rate))
 
 
 def critical_z(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float) -> float:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from semlens_audit import behaviour
-from semlens_audit.assignment import LOGITS, build_probes, generator, interval
+from semlens_audit.assignment import build_probes
 from semlens_audit.checks import Quantity
+from semlens_audit.draws import LOGITS, generator, interval
 from semlens_audit.evidence import Evidence
 from semlens_audit.outputs import mean_row
 from semlens_audit.plan import AuditPlan

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from semlens_audit import scores
-from semlens_audit.assignment import draw_units
+from semlens_audit.draws import draw_units
 from semlens_audit.errors import StoreError
 from semlens_audit.evidence import Evidence, LayerEvidence, not_finite
 from semlens_audit.plan import AuditPlan

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semlens_audit.assignment import LOGITS, SHARE, generator, interval
 from semlens_audit.behaviour import class_margin
+from semlens_audit.draws import LOGITS, SHARE, generator, interval
 from semlens_audit.plan import AuditPlan
 from semlens_audit.presence import Presence
 from semlens_audit.proportions import wilson

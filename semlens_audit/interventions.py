@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from semlens_audit.assignment import generator
 from semlens_audit.checks import Quantity
 from semlens_audit.component_sets import Controls, control_sets
 from semlens_audit.data import DataSet
 from semlens_audit.digest import digest, digest_file
+from semlens_audit.draws import generator
 from semlens_audit.effect_measure import concept_presences
 from semlens_audit.errors import IntegrityError
 from semlens_audit.evidence import Evidence
@@ -37,7 +37,7 @@ from semlens_audit.work import Bench
 __all__ = ["ablation_stages", "asked", "intervene"]
 
 _MODULES = (
-    "ablation_pass", "assignment", "behaviour", "component_sets", "components", "effect_measure", "intervention",
+    "ablation_pass", "assignment", "behaviour", "component_sets", "components", "draws", "effect_measure", "intervention",
     "intervention_measure", "interventions", "presence", "records", "subsample",
 )  # fmt: skip
 _OF_PASS = ("ablation_pass", "components", "intervention")

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from semlens_audit.assignment import COSINE, AssignedLayer, assign_layer, interval
+from semlens_audit.assignment import AssignedLayer, assign_layer
 from semlens_audit.checks import Quantity
 from semlens_audit.data_measure import measure_data
 from semlens_audit.digest import digest, digest_array, digest_file
+from semlens_audit.draws import COSINE, interval
 from semlens_audit.effect_measure import effect_quantities, measure_effects
 from semlens_audit.evidence import Evidence
 from semlens_audit.flow import Flows
@@ -37,7 +38,7 @@ VERSION = 9
 """Raised whenever a change here changes a number; part of every cache key."""
 
 MODULES = (
-    "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "effect_measure", "flow", "gallery",
+    "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "draws", "effect_measure", "flow", "gallery",
     "headroom", "measure", "outputs", "presence", "proportions", "recognition", "records", "reliance", "resampling", "scenarios", "scores",
     "statistics", "units",
 )  # fmt: skip

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semlens_audit.assignment import COSINE, SHARE, AssignedLayer, interval
+from semlens_audit.assignment import AssignedLayer
 from semlens_audit.checks import Quantity
+from semlens_audit.draws import COSINE, SHARE, interval
 from semlens_audit.evidence import Evidence
 from semlens_audit.flow import ClassFlow
 from semlens_audit.plan import AuditPlan

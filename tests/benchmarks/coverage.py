@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from semlens_audit import behaviour, checks, scores
-from semlens_audit.assignment import LOGITS, interval
+from semlens_audit.draws import LOGITS, interval
 from semlens_audit.measure import measure_layers
 from semlens_audit.presence import Presence, presence_from_attribute, presences_from_embeddings
 from tests.benchmarks.coverage_world import Population, plan

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semlens_audit.assignment import COSINE, LOGITS, SHARE, assign_layer, interval
+from semlens_audit.assignment import assign_layer
+from semlens_audit.draws import COSINE, LOGITS, SHARE, interval
 from semlens_audit.scores import unit
 from tests.unit import synthetic
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from semlens_audit import evidence as evidence_module
 from semlens_audit import flow
-from semlens_audit.assignment import draw_units
+from semlens_audit.draws import draw_units
 from semlens_audit.errors import DataError, StoreError
 from semlens_audit.evidence import Evidence
 from semlens_audit.flow import ClassFlow, Flows, class_shares

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semlens_audit import checks
-from semlens_audit.assignment import LOGITS, interval
+from semlens_audit.draws import LOGITS, interval
 from semlens_audit.errors import SpecError
 from semlens_audit.measure import measure
 from semlens_audit.multiplicity import control, p_value

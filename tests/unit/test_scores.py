@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semlens_audit import scores
-from semlens_audit.calibration import calibrate, concept_z, critical_z, divide, false_discovery_mask
+from semlens_audit.calibration import calibrate, concept_z, critical_z, divide
 from semlens_audit.resampling import resampled_alignment, resampled_clarity
 from semlens_audit.statistics import auroc, benjamini_hochberg, normal_tail, otsu
 
@@ -194,11 +194,15 @@ def test_benjamini_hochberg_against_the_step_up_rule(values: list[float]) -> Non
     assert got == rejected
 
 
-def test_false_discovery_mask_leaves_out_components_without_references() -> None:
+def significant(z: np.ndarray, eligible: np.ndarray, *, least: float, rate: float) -> np.ndarray:
+    return eligible[:, None] & (z >= critical_z(z, eligible, least=least, rate=rate))
+
+
+def test_false_discovery_control_leaves_out_components_without_references() -> None:
     z = np.full((3, 2), 6.0)
-    mask = false_discovery_mask(z, np.array([True, False, True]), least=3.0, rate=0.05)
+    mask = significant(z, np.array([True, False, True]), least=3.0, rate=0.05)
     assert mask.tolist() == [[True, True], [False, False], [True, True]]
-    assert not false_discovery_mask(np.full((3, 2), 2.9), np.ones(3, dtype=bool), least=3.0, rate=1.0 - 1e-9).any()
+    assert not significant(np.full((3, 2), 2.9), np.ones(3, dtype=bool), least=3.0, rate=1.0 - 1e-9).any()
 
 
 @given(st.integers(0, 10_000))
@@ -207,7 +211,7 @@ def test_critical_z_parts_significant_from_insignificant(seed: int) -> None:
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(20, 3)) + np.where(rng.random((20, 3)) < 0.3, 5.0, 0.0)
     eligible = rng.random(20) < 0.9
-    mask = false_discovery_mask(z, eligible, least=2.0, rate=0.05)
+    mask = significant(z, eligible, least=2.0, rate=0.05)
     cut = critical_z(z, eligible, least=2.0, rate=0.05)
     if mask.any():
         assert z[mask].min() >= cut - 1e-6
