@@ -17,7 +17,7 @@ __all__ = ["layers"]
 @verb(
     reads_audits=True,
     rich_help_panel="Write",
-    epilog="Examples: semlens-audit layers audits/phantom-clean.yaml · semlens-audit layers timm:resnet50",
+    epilog="Example: semlens-audit layers timm:resnet50, or semlens-audit layers audits/phantom-clean.yaml",
 )
 def layers(
     model: Annotated[

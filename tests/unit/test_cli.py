@@ -29,8 +29,8 @@ from semlens_audit.wording import STATES
 from tests.golden.sample_record import sample
 
 VERBS = (
-    "init", "lint", "layers", "schema", "index", "run", "selftest", "report", "demo", "gate", "diff", "export", "mlflow", "ci", "lock", "runs",
-    "reproduce", "sign", "attest", "verify", "qualify", "components", "search",
+    "init", "lint", "layers", "schema", "index", "run", "selftest", "report", "demo", "gate", "diff", "export", "mlflow", "ci", "lock",
+    "runs", "reproduce", "sign", "attest", "verify", "qualify", "components", "search",
 )  # fmt: skip
 GROUPS = {"waiver": ("add", "check", "list")}
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "zennit", "crp", "pandas", "matplotlib", "weasyprint", "numpy", "duckdb")
