@@ -14,8 +14,8 @@ from semlens_audit.units import count_units
 __all__ = ["Effect", "class_margin", "effects", "influences"]
 
 _DRAWS = 64
-_WEIGHTS = 1 << 21
-"""Weights that are drawn at a time, 16 MB."""
+_WEIGHTS = 1 << 20
+"""Weights that are drawn at a time, 8 MB."""
 _TOLERANCE = 1e-6
 
 
