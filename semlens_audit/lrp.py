@@ -21,7 +21,7 @@ import torch
 
 from semlens_audit.errors import SubjectError
 from semlens_audit.layouts import first_tensor, observed
-from semlens_audit.lrp_modes import Observe, Propagate
+from semlens_audit.lrp_modes import Observe, Propagate, from_input
 
 __all__ = ["COMPOSITE", "RelevanceModel", "relevance_model"]
 
@@ -81,8 +81,8 @@ class RelevanceModel:
         """Whether the model's parameters were changed since its operations were observed."""
         return self._fingerprint != _fingerprint(self.model)
 
-    def _propagating(self) -> Propagate:
-        return Propagate(self._fusion)
+    def _propagating(self, dtype: torch.dtype | None = None) -> Propagate:
+        return Propagate(self._fusion, dtype)
 
     def forward(self, images: torch.Tensor, layers: Sequence[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Run the network so that gradients of its output with respect to the layers' outputs are relevances.
@@ -100,10 +100,12 @@ class RelevanceModel:
             (B, C) outputs with a graph, and layer -> its output inside that graph.
         """
         with _collecting(self.model, layers) as outputs, self._propagating(), torch.enable_grad():
-            result = first_tensor(self.model(images.detach().contiguous(memory_format=torch.channels_last)))
+            result = first_tensor(self.model(from_input(images.detach().contiguous(memory_format=torch.channels_last))))
         return result, outputs
 
-    def up_to(self, images: torch.Tensor, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def up_to(
+        self, images: torch.Tensor, layer: str, dtype: torch.dtype | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the network up to `layer`.
 
         Parameters
@@ -112,6 +114,8 @@ class RelevanceModel:
             (B, 3, S, S).
         layer
             Name of the layer; what follows it is not run.
+        dtype
+            To which convolutions round their input and parameters, or ``None``: not at all.
 
         Returns
         -------
@@ -126,7 +130,7 @@ class RelevanceModel:
             raise _Reached
 
         try:
-            with observed(self.model, [layer], stop), self._propagating(), torch.enable_grad():
+            with observed(self.model, [layer], stop), self._propagating(dtype), torch.enable_grad():
                 self.model(inputs)
         except _Reached:
             return reached[0], inputs

@@ -25,7 +25,7 @@ from semlens_audit.lrp_rules import (
     pull_linear,
 )
 
-__all__ = ["Fusion", "Observe", "Propagate"]
+__all__ = ["Fusion", "Observe", "Propagate", "from_input"]
 
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 _POOLS = {
@@ -141,6 +141,16 @@ _IN_PLACE = {
 }
 
 
+def from_input(value: torch.Tensor) -> torch.Tensor:
+    """Mark `value` as an activation: whatever is made of it shares relevance, even where no relevance is asked of it."""
+    value.__dict__["_from_input"] = True
+    return value
+
+
+def _active(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and "_from_input" in value.__dict__
+
+
 def _needs(value: object) -> bool:
     """Whether relevance flows to `value`; parameters get none, whether or not they are frozen."""
     return isinstance(value, torch.Tensor) and value.requires_grad and not isinstance(value, torch.nn.Parameter)
@@ -214,17 +224,33 @@ def _norm_parameters(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[to
 
 
 class Propagate(TorchFunctionMode):
-    """Run a forward pass whose graph carries relevance instead of gradients."""
+    """Run a forward pass whose graph carries relevance instead of gradients.
 
-    def __init__(self, fusion: Fusion) -> None:
+    Parameters
+    ----------
+    fusion
+        What `Observe` saw.
+    dtype
+        To which convolutions round their input and parameters, or ``None``: not at all.
+    """
+
+    def __init__(self, fusion: Fusion, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self._fusion = fusion
+        self._dtype = dtype
         self._linear = 0
         self._convolution = 0
         self._folded: dict[int, torch.Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
+        result = self._apply(func, args, kwargs)
+        if any(_active(part) for part in _tensors((*args, *kwargs.values()))):
+            for part in _tensors([result]):
+                from_input(part)
+        return result
+
+    def _apply(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name = getattr(func, "__name__", "")
         if name in _CONVOLUTIONS:
             return self._convolve(func, args, kwargs)
@@ -239,10 +265,12 @@ class Propagate(TorchFunctionMode):
         return self._ruled(func, name, tensors, args, kwargs)
 
     def _ruled(self, func: Any, name: str, tensors: list[torch.Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
-        if name in _SUMS and len(tensors) == 2 and kwargs.get("alpha", 1) == 1:
-            return Summed.apply(*tensors)
-        if name in _PRODUCTS and len(tensors) == 2:
-            return self._gate(func, name, tensors, args, kwargs)
+        # What bypasses the first layer asked for has its share of a sum or product as well, though nobody asks for it.
+        parts = [value for value in (*args, *kwargs.values()) if _needs(value) or _active(value)]
+        if name in _SUMS and len(parts) == 2:
+            return Summed.apply(*parts) if kwargs.get("alpha", 1) == 1 else self._route(func, name, args, kwargs)
+        if name in _PRODUCTS and len(parts) == 2:
+            return self._gate(func, name, parts, args, kwargs)
         if (name in _SUMS | _PRODUCTS | _QUOTIENTS | _ELEMENTWISE) and len(tensors) == 1:
             return self._pass(func, tensors[0], args, kwargs)
         if name in _POOLS and len(tensors) == 1:
@@ -327,7 +355,7 @@ class Propagate(TorchFunctionMode):
                 lambda v, w, b: func(v, w, b, *rest, **bound), FLAT if first else ZPLUS, weight, bias, pull
             )
             fusion.operations[index] = operation
-        result = Ruled.apply(value, operation) if value.requires_grad else operation(value)
+        result = Ruled.apply(value, operation, self._dtype) if value.requires_grad else operation(value, self._dtype)
         if index in fusion.norms:
             self._folded[id(result)] = result
         return result

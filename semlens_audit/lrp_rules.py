@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from zennit.core import BasicHook, stabilize
+from zennit.core import BasicHook
 from zennit.rules import Epsilon, Flat, Norm, ZPlus
 
 __all__ = [
@@ -19,16 +20,21 @@ __all__ = [
     "ZPLUS",
     "Operation",
     "Passed",
+    "Prepared",
     "Ruled",
     "Summed",
     "bind",
     "fold",
+    "prepared",
     "pull_convolution",
     "pull_linear",
+    "share",
 ]
 
+_STABILIZER = 1e-6
+"""Added to denominators, away from zero: the default of zennit's rules."""
 FLAT, ZPLUS, EPSILON, NORM = Flat(), ZPlus(), Epsilon(), Norm()
-_PRODUCT_RULES = (ZPlus, Epsilon)
+_PRODUCT_RULES = (ZPlus, Epsilon, Norm)
 """Rules whose relevance is the sum over branches of input x gradient, with one factor for all."""
 _BUFFERS = 32
 _Pull = Callable[[torch.Tensor], torch.Tensor]
@@ -46,7 +52,8 @@ class Operation:
     weight, bias
         Parameters, or ``None``.
     pull
-        (gradient of the output, input, weight) -> gradient of the input, in closed form; without it, autograd finds the same.
+        (gradient of the output, shape of the input, weight) -> gradient of the input, in closed form, for any number of rows;
+        without it, autograd finds the same.
     """
 
     def __init__(
@@ -62,23 +69,31 @@ class Operation:
         self.weight = weight
         self.bias = bias
         self.pull = pull
-        self._branches: list[tuple[torch.Tensor | None, torch.Tensor | None]] | None = None
+        self._branches: dict[torch.dtype | None, list[tuple[torch.Tensor | None, torch.Tensor | None]]] = {}
+        self._rounded: dict[torch.dtype, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
 
-    @property
-    def branches(self) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-        """(weight, bias) of every branch of the rule; computed once, because they do not depend on the input."""
-        if self._branches is None:
-            self._branches = [
+    def branches(self, dtype: torch.dtype | None = None) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+        """(weight, bias) of every branch of the rule, rounded to `dtype`; made once, because they do not depend on the input."""
+        if dtype not in self._branches:
+            self._branches[dtype] = [
                 (None, None)
                 if modify is None
-                else (_modified(modify, self.weight, "weight"), _modified(modify, self.bias, "bias"))
+                else (_rounded(_modified(modify, self.weight, "weight"), dtype), _rounded(_modified(modify, self.bias, "bias"), dtype))
                 for modify in self.rule.param_modifiers
             ]
-        return self._branches
+        return self._branches[dtype]
 
-    def __call__(self, value: torch.Tensor) -> torch.Tensor:
-        """The operation with its own parameters."""
-        return self.call(value, self.weight, self.bias)
+    def __call__(self, value: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The operation with its own parameters; input and parameters are rounded to `dtype` where it is given."""
+        if dtype is None or dtype == value.dtype or self.weight is None:
+            return self.call(value, self.weight, self.bias)
+        if dtype not in self._rounded:
+            self._rounded[dtype] = _rounded(self.weight, dtype), _rounded(self.bias, dtype)
+        return self.call(value.to(dtype), *self._rounded[dtype]).to(value.dtype)
+
+
+def _rounded(value: torch.Tensor | None, dtype: torch.dtype | None) -> torch.Tensor | None:
+    return value if value is None or dtype is None else value.to(dtype)
 
 
 def _modified(
@@ -94,28 +109,30 @@ class Ruled(torch.autograd.Function):
     """Forward as it is, backward by an LRP rule."""
 
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, operation: Operation) -> torch.Tensor:
+    def forward(ctx: Any, value: torch.Tensor, operation: Operation, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Evaluate, and keep what the rule needs."""
         ctx.value = value.detach()
         ctx.operation = operation  # value and operation are also what relevance is accounted for with, see attribution_choice
         ctx.prepared = None
-        return operation(ctx.value)
+        result = operation(ctx.value, dtype)
+        ctx.outputs = result.numel()
+        return result
 
     @staticmethod
-    def backward(ctx: Any, relevance: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, relevance: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """Relevance of the output -> relevance of the inputs."""
         if ctx.prepared is None:
-            ctx.prepared = _prepare(ctx.operation, ctx.value)
-        inputs, pulls, factors = ctx.prepared
-        if all(pull is None for pull in pulls):
-            return torch.zeros_like(ctx.value), None
-        if ctx.operation.pull is not None and type(ctx.operation.rule) in _PRODUCT_RULES:
-            return _sum_of_products(relevance, inputs, pulls, factors[0]), None
+            ctx.prepared = prepared(ctx.operation, ctx.value)
+        known = ctx.prepared
+        if all(pull is None for pull in known.pulls):
+            return torch.zeros_like(ctx.value), None, None
+        if known.closed and known.product:
+            return _sum_of_products(relevance, known.inputs, known.pulls, known.factor), None, None
+        scaled = relevance * known.factor
         gradients = [
-            value if pull is None else pull(relevance * factor)
-            for value, pull, factor in zip(inputs, pulls, factors, strict=True)
+            value if pull is None else pull(scaled) for value, pull in zip(known.inputs, known.pulls, strict=True)
         ]
-        return ctx.operation.rule.reducer(inputs, gradients), None
+        return ctx.operation.rule.reducer(known.inputs, gradients), None, None
 
 
 def _sum_of_products(
@@ -148,57 +165,96 @@ def _scratch(like: torch.Tensor) -> torch.Tensor:
     return known[key]
 
 
-def _prepare(
-    operation: Operation, value: torch.Tensor
-) -> tuple[list[torch.Tensor], list[_Pull | None], Sequence[torch.Tensor]]:
-    """What a rule needs of the forward pass, shared by every relevance that is sent back through it.
+@dataclass
+class Prepared:
+    """What a rule needs of the forward pass, shared by every relevance that is sent back through it; a value per branch."""
 
-    Returns
-    -------
-    tuple
-        Per branch of the rule: the modified input; the way from a gradient of the output to one of the input, ``None`` where
-        the modified input is zero everywhere, so that neither output nor relevance can come of it (zero then stands for the
-        input); the factor that turns relevance into the gradient of the output.
+    inputs: list[torch.Tensor]
+    """The modified input."""
+    pulls: list[_Pull | None]
+    """The way from a gradient of the output to one of the input; ``None`` where the modified input is zero everywhere, so that
+    neither output nor relevance can come of it (zero then stands for the input)."""
+    factor: torch.Tensor
+    """What turns relevance into the gradient of the output, the same in every branch."""
+    closed: bool
+    """Whether a pull takes any number of rows, in the precision of the branches."""
+    product: bool
+    """Whether relevance is the sum over branches of input x gradient, with one factor for all."""
+
+    def release(self) -> None:
+        """Give up inputs and factor, for one who keeps what he makes of them."""
+        self.inputs, self.factor = [], self.factor.new_zeros(())
+
+
+def prepared(operation: Operation, value: torch.Tensor, dtype: torch.dtype | None = None) -> Prepared:
+    """Prepare the rule of an operation.
+
+    Parameters
+    ----------
+    operation
+        With its rule.
+    value
+        (B, ...) input.
+    dtype
+        In which the branches are evaluated and pulled, where there is a closed form; factors are as precise as `value`.
     """
     rule = operation.rule
+    closed = operation.pull is not None
+    if not closed or dtype == value.dtype:
+        dtype = None
     inputs: list[torch.Tensor] = []
     pulls: list[_Pull | None] = []
     outputs: list[torch.Tensor] = []
-    zero = torch.zeros((), dtype=value.dtype)
-    for modify, finish, (weight, bias) in zip(
-        rule.input_modifiers, rule.output_modifiers, operation.branches, strict=True
+    zero = torch.zeros((), dtype=value.dtype, device=value.device)
+    for changed, finish, (weight, bias) in zip(
+        _modified_inputs(rule, value), rule.output_modifiers, operation.branches(dtype), strict=True
     ):
-        changed = modify(value)
-        if changed is not value and torch.equal(changed, value):
-            changed = value  # one tensor less in memory: most inputs are not negative anyway
-        if not bool(changed.any()) and (bias is None or not bool(bias.any())):
+        if changed is None and (bias is None or not bool(bias.any())):
             inputs.append(zero)
             pulls.append(None)
-            outputs.append(zero)
             continue
+        changed = torch.zeros_like(value) if changed is None else changed
         if operation.pull is None:
             own = changed.detach().requires_grad_(True)
             with torch.enable_grad():
                 output = finish(operation.call(own, weight, bias))
             pulls.append(partial(_by_autograd, output, own))
         else:
-            output = finish(operation.call(changed, weight, bias))
-            pulls.append(partial(operation.pull, value=changed, weight=weight))
+            output = finish(operation.call(_as(changed, dtype), weight, bias).to(value.dtype))
+            pulls.append(partial(operation.pull, shape=changed.shape, weight=weight))
         inputs.append(changed)
         outputs.append(output.detach())
-    largest = next((output for output in outputs if output.ndim), zero)
-    # Every zennit rule used here is linear in the relevance, so its share per output is a factor that can be kept; it is laid
-    # out in memory like the output, or every later product would have to translate.
-    ones = torch.ones_like(largest)
-    factors = rule.gradient_mapper(ones, [output if output.ndim else output.expand_as(largest) for output in outputs])
-    return inputs, pulls, [factors] if isinstance(factors, torch.Tensor) else factors
+    # Every rule used here is linear in the relevance, so its share per output is a factor that can be kept.
+    factor = share(sum(outputs[1:], start=outputs[0])) if outputs else zero
+    return Prepared(inputs, pulls, factor, closed, type(rule) in _PRODUCT_RULES)
+
+
+def share(total: torch.Tensor) -> torch.Tensor:
+    """``1 / stabilize(total)`` of zennit: what turns relevance of a sum into that of a unit of what is summed."""
+    return (total + torch.where(total < 0, -_STABILIZER, _STABILIZER)).reciprocal_()
+
+
+def _modified_inputs(rule: BasicHook, value: torch.Tensor) -> Iterator[torch.Tensor | None]:
+    """The input of every branch, ``None`` where it is zero everywhere."""
+    if isinstance(rule, ZPlus):  # most inputs are nowhere negative: one look saves a branch, and a tensor
+        lowest, highest = torch.aminmax(value)
+        yield value if lowest >= 0 and highest > 0 else value.clamp(min=0) if highest > 0 else None
+        yield value if highest <= 0 and lowest < 0 else value.clamp(max=0) if lowest < 0 else None
+        return
+    for modify in rule.input_modifiers:
+        changed = modify(value)
+        yield changed if bool(changed.any()) else None
+
+
+def _as(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return value if dtype is None else value.to(dtype)
 
 
 def _by_autograd(output: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(output, value, gradient, retain_graph=True)[0]
 
 
-def pull_linear(gradient: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def pull_linear(gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
     """The gradient of a linear layer with respect to its input."""
     return torch.matmul(gradient, weight)
 
@@ -234,12 +290,12 @@ class Summed(torch.autograd.Function):
         """Relevance of the output -> relevance of the inputs."""
         left, right, total = ctx.terms
         if ctx.factor is None:
-            ctx.factor = 1.0 / stabilize(total)
+            ctx.factor = share(total)
         part = relevance * ctx.factor
         return (part * left).sum_to_size(left.shape), (part * right).sum_to_size(right.shape)
 
 
-def _pull_pointwise(gradient: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _pull_pointwise(gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
     """A 1 x 1 convolution is one product of matrices once channels are last; torch's own way may not take it as one."""
     return torch.matmul(gradient.permute(0, 2, 3, 1), weight[:, :, 0, 0]).permute(0, 3, 1, 2)
 
@@ -269,12 +325,15 @@ def pull_convolution(
     ):
         return _pull_pointwise
 
-    def pull(gradient: torch.Tensor, value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        channels = value.shape[1]
+    def pull(gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
+        channels, wanted = shape[1], (len(gradient), *shape[1:])
         if flat and groups == 1:
-            gradient, value, weight = gradient.sum(dim=1, keepdim=True), value[:, :1], weight[:1, :1]
+            gradient = gradient.sum(dim=1, keepdim=True, dtype=torch.float32)
+            weight, wanted = weight[:1, :1].float(), (len(gradient), 1, *shape[2:])
+        # Of the input only its shape and layout matter.
+        like = torch.empty(wanted, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
         result: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
-            gradient, value, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
+            gradient, like, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
         )
         return result[0].expand(-1, channels, -1, -1) if flat and groups == 1 else result[0]
 

@@ -1,0 +1,319 @@
+"""Conditional relevance of many components at once: a recorded forward pass, run backward for several conditions an image.
+
+The rules are those of `lrp_rules`; what differs is what is computed once. Every rule that relevance meets between a layer and the
+pixels, except the flat rule of the first convolution, gives relevance that is proportional to the value it arrives at,
+``R = x * G``. So relevance is kept as such a product: the scale x is the same for all conditions of an image, passes unchanged
+through elementwise functions, and is multiplied with the factor 1 / z of the next operation once for all conditions. What is left
+per condition and convolution is one product and one transposed convolution, on as many rows at once as the processor's caches
+hold; where maps grow, rows are divided. In bfloat16 only what is multiplied is rounded: sums are single precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from semlens_audit.lrp_rules import Passed, Prepared, Ruled, Summed, prepared, share
+
+__all__ = ["Conditional"]
+
+_ROWS = 4 << 20
+"""Bytes of the largest tensor of one run; several of them pass through a cache of the second level."""
+
+
+@dataclass
+class _Term:
+    """A part of the relevance at one place of the graph: ``scale * value``."""
+
+    scale: torch.Tensor | None
+    """(B, ...) as the forward pass has it, or ``None``: one."""
+    value: torch.Tensor
+    """(C * B, ...), conditions outermost."""
+    own: bool = True
+    """Whether nothing else holds `value`, so that it may be written to."""
+
+
+_Edge = tuple[int, int]
+_Pending = dict[_Edge, list[_Term]]
+
+
+class Conditional:
+    """The way from a layer back to the input of one batch of images, for any number of conditions.
+
+    Parameters
+    ----------
+    activation
+        (B, K, ...) output of the layer, with the graph that `RelevanceModel.up_to` records.
+    inputs
+        (B, 3, S, S) leaf of that graph.
+    dtype
+        What is multiplied: ``torch.float32`` or ``torch.bfloat16``.
+    side
+        Of the map that is wanted: relevance is followed back no further than to the first map of at least this side that all of it
+        passes through. ``None``, or no such map: to the pixels.
+    """
+
+    def __init__(
+        self, activation: torch.Tensor, inputs: torch.Tensor, dtype: torch.dtype = torch.float32, side: int | None = None
+    ) -> None:
+        first = torch.autograd.graph.get_gradient_edge(activation)
+        self._activation = activation.detach()
+        self._output = first.output_nr
+        self._inputs = inputs
+        self._dtype = dtype
+        self._side = inputs.shape[-1] if side is None else side
+        self._batch = len(inputs)
+        self._nodes = _consumers_first(first.node)
+        self._places = {node: place for place, node in enumerate(self._nodes)}
+        self._cuts = self._find_cuts()
+        self._prepared: dict[int, Prepared] = {}
+        self._factors: dict[int, torch.Tensor] = {}
+        self._totals: set[int] = set()
+        self._scales: dict[tuple[object, ...], torch.Tensor] = {}
+
+    def __call__(self, components: torch.Tensor) -> torch.Tensor:
+        """Relevance of the input, summed over colours, for each condition alone.
+
+        Parameters
+        ----------
+        components
+            (C, B) int64: component of each condition and image.
+
+        Returns
+        -------
+        torch.Tensor
+            (C, B, S, S) float32, or smaller maps where `side` stops them. A row depends on its image, its component and C alone.
+        """
+        activation, conditions = self._activation, len(components)
+        start = torch.zeros((conditions, *activation.shape), dtype=self._dtype, device=activation.device)
+        if activation.ndim == 4:
+            start = start.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        rows = torch.arange(self._batch, device=activation.device)
+        for condition, wanted in enumerate(components.to(activation.device)):
+            start[condition, rows, wanted] = activation[rows, wanted].to(self._dtype)
+        found = self._flow(0, {(0, self._output): [_Term(None, start.flatten(0, 1))]}, conditions)
+        self._factors.clear()  # whatever they are multiplied with has been
+        return found
+
+    # -- the graph
+
+    def _find_cuts(self) -> dict[int, int]:
+        """Place of every node that all relevance passes through -> rows that go on from there at once."""
+        reached, cuts = {0}, []
+        for place, node in enumerate(self._nodes):
+            reached.discard(place)
+            if not reached:
+                cuts.append(place)
+            reached |= {self._places[after] for after, _ in node.next_functions if after in self._places}
+        width = torch.finfo(self._dtype).bits // 8
+        result = {}
+        for place, end in zip(cuts, [*cuts[1:], len(self._nodes)], strict=True):
+            largest = max((_size(node) for node in self._nodes[place:end]), default=1)
+            result[place] = max(1, _power_of_two(_ROWS // max(1, largest * width)))
+        return result
+
+    def _flow(self, place: int, pending: _Pending, conditions: int) -> torch.Tensor:
+        """Send what is pending at the cut `place` on to the input; (C, B, ...) what arrives."""
+        found: torch.Tensor | None = None
+        for place in range(place, len(self._nodes)):
+            if place in self._cuts:
+                terms = [term for terms in pending.values() for term in terms]
+                if place and terms and terms[0].value.ndim == 4 and terms[0].value.shape[-1] >= self._side:
+                    return self._arrived(terms, conditions)
+                step = self._cuts[place]
+                if step < conditions:
+                    parts = [slice(first, first + step) for first in range(0, conditions, step)]
+                    return torch.cat([self._flow(place, self._part(pending, part), part.stop - part.start) for part in parts])
+            node = self._nodes[place]
+            outputs = {edge[1]: pending.pop(edge) for edge in [edge for edge in pending if edge[0] == place]}
+            if outputs and getattr(node, "variable", None) is self._inputs:
+                found = self._arrived(outputs[0], conditions)
+            elif outputs and not hasattr(node, "variable"):
+                for (after, output), terms in zip(node.next_functions, self._back(place, node, outputs, conditions), strict=True):
+                    if after is not None and terms:
+                        _merge(pending.setdefault((self._places[after], output), []), terms)
+        if found is None:
+            found = self._inputs.new_zeros(conditions, self._batch, *self._inputs.shape[2:])
+        return found
+
+    def _part(self, pending: _Pending, part: slice) -> _Pending:
+        rows = slice(part.start * self._batch, part.stop * self._batch)
+        return {
+            edge: [_Term(term.scale, term.value[rows], own=term.own) for term in terms] for edge, terms in pending.items()
+        }
+
+    def _arrived(self, terms: list[_Term], conditions: int) -> torch.Tensor:
+        total = self._joined(terms, conditions).sum(dim=1, dtype=torch.float32)
+        return total.unflatten(0, (conditions, self._batch))
+
+    # -- one operation
+
+    def _back(self, place: int, node: Any, outputs: dict[int, list[_Term]], conditions: int) -> list[list[_Term]]:
+        """Relevance of the outputs of a node -> of each of its inputs."""
+        if isinstance(node, Ruled._backward_cls):  # type: ignore[attr-defined]
+            return [self._ruled(place, node, outputs[0], conditions)] + [[]] * (len(node.next_functions) - 1)
+        if isinstance(node, Passed._backward_cls):  # type: ignore[attr-defined]
+            return [outputs[0]] + [[]] * (len(node.next_functions) - 1)
+        if isinstance(node, Summed._backward_cls):  # type: ignore[attr-defined]
+            return self._summed(place, node, outputs[0], conditions)
+        return self._routed(node, outputs, conditions)
+
+    def _ruled(self, place: int, node: Any, terms: list[_Term], conditions: int) -> list[_Term]:
+        known = self._prepared.get(place)
+        if known is None:
+            known = self._prepared[place] = prepared(node.operation, node.value, self._dtype)
+            self._factors[place] = known.factor
+            known.release()
+        if all(pull is None for pull in known.pulls):
+            return []
+        scaled = self._times(place, terms, conditions)
+        parts = [None if pull is None else self._pulled(known, pull, scaled, conditions) for pull in known.pulls]
+        present = [part for part in parts if part is not None]
+        if not known.product:
+            return [_Term(None, present[0])]
+        if len(present) == 2:  # one branch has the positive, the other the negative values
+            positive, negative = (part.unflatten(0, (conditions, self._batch)) for part in present)
+            present = [torch.where(self._kept(("positive", place), lambda: node.value >= 0), positive, negative).flatten(0, 1)]
+        return [_Term(node.value, present[0])]
+
+    def _pulled(self, known: Prepared, pull: Callable[[torch.Tensor], torch.Tensor], scaled: torch.Tensor, conditions: int) -> torch.Tensor:
+        if known.closed:
+            return pull(scaled)
+        parts = [pull(part.float()).to(self._dtype) for part in scaled.unflatten(0, (conditions, self._batch))]
+        return torch.cat(parts)
+
+    def _summed(self, place: int, node: Any, terms: list[_Term], conditions: int) -> list[list[_Term]]:
+        left, right, total = node.terms
+        if place not in self._totals:
+            self._totals.add(place)
+            self._factors[place] = share(total)
+        value = self._times(place, terms, conditions)
+        if left.shape == right.shape == total.shape:
+            return [[_Term(left, value, own=False)], [_Term(right, value, own=False)]]
+        parts = value.unflatten(0, (conditions, self._batch))
+        return [
+            [_Term(None, torch.cat([(part * value).sum_to_size(value.shape).to(self._dtype) for part in parts]))]
+            for value in (left, right)
+        ]
+
+    def _routed(self, node: Any, outputs: dict[int, list[_Term]], conditions: int) -> list[list[_Term]]:
+        """Operations that only move values, whose gradient moves relevance likewise; each knows one batch of images."""
+        joined = {output: self._joined(terms, conditions).unflatten(0, (conditions, self._batch)) for output, terms in outputs.items()}
+        found: list[list[torch.Tensor]] = [[] for _ in node.next_functions]
+        for condition in range(conditions):
+            given = [joined[output][condition] if output in joined else None for output in range(max(joined) + 1)]
+            moved = _pooled_back(node, given[0]) if node.name().startswith("MaxPool2DWithIndices") else node(*given)
+            for place, part in enumerate(moved if isinstance(moved, tuple) else (moved,)):
+                if part is not None:
+                    found[place].append(part.to(self._dtype))
+        return [[_Term(None, torch.cat(parts) if len(parts) > 1 else parts[0])] if parts else [] for parts in found]
+
+    # -- products
+
+    def _times(self, place: int, terms: list[_Term], conditions: int) -> torch.Tensor:
+        """Sum of ``scale * value`` over the terms, times the factor of the node at `place`."""
+        total: torch.Tensor | None = None
+        for term in terms:
+            scale = term.scale
+            if scale is None:
+                whole = self._kept(("factor", place), lambda: self._factors[place])
+            else:
+                whole = self._kept(("factor", place, *_identity(scale)), lambda scale=scale: scale * self._factors[place])
+            part = self._multiplied(term, whole, conditions)
+            total = part if total is None else total.add_(part)
+        if total is None:
+            raise ValueError("no relevance")
+        return total
+
+    def _joined(self, terms: list[_Term], conditions: int) -> torch.Tensor:
+        total: torch.Tensor | None = None
+        for term in terms:
+            part = term.value
+            if term.scale is not None:
+                scale = term.scale
+                part = self._multiplied(term, self._kept(("scale", *_identity(scale)), lambda scale=scale: scale), conditions)
+            total = part if total is None else total + part
+        if total is None:
+            raise ValueError("no relevance")
+        return total
+
+    def _multiplied(self, term: _Term, scale: torch.Tensor, conditions: int) -> torch.Tensor:
+        value = term.value.unflatten(0, (conditions, self._batch))
+        return (value.mul_(scale) if term.own else value * scale).flatten(0, 1)
+
+    def _kept(self, key: tuple[object, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What is the same for all conditions, made once."""
+        found = self._scales.get(key)
+        if found is None:
+            made = make()
+            found = self._scales[key] = made if made.dtype == torch.bool else made.to(self._dtype)
+        return found
+
+
+def _consumers_first(last: Any) -> list[Any]:
+    """The nodes of a graph, each before those it passes relevance on to."""
+    order: list[Any] = []
+    seen: set[Any] = {last}
+    stack: list[tuple[Any, Iterator[Any]]] = [(last, iter(last.next_functions))]
+    while stack:
+        node, rest = stack[-1]
+        for after, _ in rest:
+            if after is not None and after not in seen:
+                seen.add(after)
+                stack.append((after, iter(after.next_functions)))
+                break
+        else:
+            order.append(node)
+            stack.pop()
+    return order[::-1]
+
+
+def _merge(present: list[_Term], new: Sequence[_Term]) -> None:
+    """Add terms, those of one scale to one another."""
+    for term in new:
+        same = next((known for known in present if _alike(known.scale, term.scale)), None)
+        if same is None:
+            present.append(term)
+        elif same.own:
+            same.value.add_(term.value)
+        elif term.own:
+            same.value, same.own = term.value.add_(same.value), True
+        else:
+            same.value, same.own = same.value + term.value, True
+
+
+def _alike(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return _identity(one) == _identity(other)
+
+
+def _identity(value: torch.Tensor) -> tuple[object, ...]:
+    return value.data_ptr(), value.shape, value.stride()
+
+
+def _size(node: Any) -> int:
+    """Elements of the largest tensor of one image that the node works on."""
+    if isinstance(node, Ruled._backward_cls):  # type: ignore[attr-defined]
+        return max(node.value.numel(), node.outputs) // len(node.value)
+    if isinstance(node, Summed._backward_cls):  # type: ignore[attr-defined]
+        return int(node.terms[2][0].numel())
+    if node.name().startswith("MaxPool"):
+        return node._saved_self.numel() // len(node._saved_self)
+    return 1
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << max(0, value.bit_length() - 1)
+
+
+def _pooled_back(node: Any, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of max pooling, also in another precision than the forward pass had."""
+    like = torch.empty_like(node._saved_self, dtype=gradient.dtype)
+    indices = node._saved_result1
+    return torch.ops.aten.max_pool2d_with_indices_backward(
+        gradient, like, node._saved_kernel_size, node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_ceil_mode, indices
+    )
