@@ -16,7 +16,7 @@ from semlens_audit.layouts import first_tensor, observed
 
 __all__ = ["FEWEST", "LEVELS", "Arithmetic", "Levels", "Networks", "settle"]
 
-FEWEST = 512
+FEWEST = 256
 """Samples below which nothing but the plain network is tried: settling would cost what it saves."""
 
 CHECKED = 64
@@ -192,9 +192,9 @@ def settle(
     agreement : dict
         ``outputs`` or layer -> what was compared with `Levels`; empty where bfloat16 was not tried.
     """
-    def run(arithmetic: Arithmetic) -> _Compared | None:
+    def run(arithmetic: Arithmetic, parts: Sequence[tuple[torch.Tensor, int]]) -> _Compared | None:
         try:
-            found = [(networks.run(arithmetic, images, layers, how), count) for images, count in batches]
+            found = [(networks.run(arithmetic, images, layers, how), count) for images, count in parts]
         except (RuntimeError, NotImplementedError):
             if arithmetic == Arithmetic():
                 raise
@@ -204,21 +204,22 @@ def settle(
             {layer: np.concatenate([pooled[layer][:count] for (_, pooled), count in found]) for layer in layers},
         )
 
-    plain = run(Arithmetic())
+    plain = run(Arithmetic(), batches[:1])  # folding is algebra: a batch shows whether what it takes for granted holds
     assert plain is not None
-    merged = run(Arithmetic(folded=True)) if networks.norms else None
+    merged = run(Arithmetic(folded=True), batches[:1]) if networks.norms else None
     chosen = {"": Arithmetic(folded=merged is not None and _same(plain.logits, merged.logits))}
     for layer in layers:
         chosen[layer] = Arithmetic(folded=merged is not None and _same(plain.pooled[layer], merged.pooled[layer]))
     agreement: dict[str, dict[str, float]] = {}
     for fold in sorted({arithmetic.folded for arithmetic in chosen.values()}) if native else ():
-        reduced = run(Arithmetic("bf16", fold))
-        for name in [name for name, arithmetic in chosen.items() if arithmetic.folded == fold and reduced is not None]:
-            assert reduced is not None
+        single, reduced = run(Arithmetic("fp32", fold), batches), run(Arithmetic("bf16", fold), batches)
+        if single is None or reduced is None:
+            continue
+        for name in [name for name, arithmetic in chosen.items() if arithmetic.folded == fold]:
             if name:
-                found, reached = _ranks(plain.pooled[name], reduced.pooled[name])
+                found, reached = _ranks(single.pooled[name], reduced.pooled[name])
             else:
-                found, reached = _outputs(plain.logits, reduced.logits)
+                found, reached = _outputs(single.logits, reduced.logits)
             agreement[name or "outputs"] = found
             if reached:
                 chosen[name] = Arithmetic("bf16", fold)
