@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -115,6 +117,53 @@ def test_interval_covers_the_true_effect_at_its_nominal_rate() -> None:
         low, high = np.quantile(effect.draws, [0.025, 0.975])
         hits += low <= 1.5 <= high
     assert 0.89 <= hits / 150 <= 0.99
+
+
+@pytest.mark.parametrize(("rows", "weights"), [(1, 1), (7, 500), (4096, 1 << 20)])
+def test_neither_blocks_of_samples_nor_of_draws_change_the_draws(
+    rows: int, weights: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, present, margin = _world(n=120)
+    expected = _run(labels, present, margin)
+    monkeypatch.setattr(behaviour, "ROWS", rows)
+    monkeypatch.setattr(behaviour, "_WEIGHTS", weights)
+    for found, effect in zip(_run(labels, present, margin), expected, strict=True):
+        np.testing.assert_allclose(found.draws, effect.draws, rtol=1e-9)
+
+
+class _Nudges(np.random.Generator):
+    """Weights that are 1 but for one unit each, one after the other, where a bootstrap would draw them at random."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._next, self._step = 0, step
+
+    def standard_exponential(self, size: Any = None, *_: Any, **__: Any) -> Any:
+        weights = np.ones(size)
+        weights[np.arange(size[0]), self._next + np.arange(size[0])] += self._step
+        self._next += size[0]
+        return weights
+
+
+def test_influences_are_what_a_little_more_weight_on_each_unit_changes() -> None:
+    labels, present, margin = _world(n=150, correlation=0.7)
+    present[::9, 1] = -1
+    units = np.random.default_rng(3).permutation(np.repeat(np.arange(0, 180, 2), 2))[:150]
+    presences = [presence_from_attribute(column) for column in present.T]
+    options: dict[str, Any] = {"minimum_cell": 5, "minimum_samples": 30, "units": units}
+    found = behaviour.influences(margin, labels, presences, **options)
+    assert found is not None
+    counted = np.unique(units[present[:, 1] >= 0])
+    up, down = (
+        behaviour.effects(margin, labels, presences, bootstrap=len(counted), rng=_Nudges(step), **options)
+        for step in (1e-4, -1e-4)
+    )
+    for concept in (0, 1):
+        slope = (up[concept].draws - down[concept].draws) / 2e-4
+        np.testing.assert_allclose(found[counted, concept], slope, rtol=1e-5, atol=1e-8)
+        assert not np.delete(found[:, concept], counted).any()
+    few = [one.rows(np.arange(20)) for one in presences]
+    assert behaviour.influences(margin[:20], labels[:20], few, **options | {"units": units[:20]}) is None
 
 
 def test_class_margin_is_the_log_odds() -> None:
