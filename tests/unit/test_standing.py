@@ -112,6 +112,7 @@ def stand(
     samples: int = 100,
     architecture: str = "timm resnet18",
     findings: tuple[Finding, ...] = (),
+    attributions: tuple[str, ...] = (),
     **settings: Any,
 ) -> StandingRecord:
     path = tmp_path / "qualification.json"
@@ -131,6 +132,7 @@ def stand(
         samples=samples,
         architecture=architecture,
         findings=findings or (finding(),),
+        attributions=attributions,
     )
 
 
@@ -144,12 +146,21 @@ def test_an_audit_that_differs_in_nothing_states_the_rates_of_held_back_models(t
     assert "100 %" in found.statement.replace("\u00a0", " ")
 
 
+def test_an_attribution_left_open_counts_as_what_it_came_to(tmp_path: Path) -> None:
+    assert stand(tmp_path, attribution="auto", attributions=("lrp", "lrp")).differences == ()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"crop_threshold": 0.4}, "crop_threshold 0.4 instead of 0.01"),
         ({"reference_samples": 20}, "reference_samples 20 instead of 30"),
         ({"attribution": "activation_x_gradient"}, "attribution activation_x_gradient instead of lrp"),
+        ({"attribution": "auto", "attributions": ("activation_x_gradient",)}, "attribution activation_x_gradient instead of lrp"),
+        (
+            {"attribution": "auto", "attributions": ("lrp", "activation_x_gradient")},
+            "attribution activation_x_gradient and lrp instead of lrp",
+        ),
         ({"foundation": FOUNDATION.model_copy(update={"sha256": "e" * 64, "name": "other"})}, "foundation model other"),
         ({"data_source": "folder"}, "test data are not of a rendered world"),
         ({"samples": 99}, "99 test samples instead of 100"),
