@@ -307,7 +307,7 @@ class RayEngine:
                     )  # fmt: skip
                 else:
                     ray.init(address=address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
                 raise UsageError(
                     "no-cluster",
                     f"No Ray cluster answers at {address or 'this machine'}: {_first_line(error)}",
