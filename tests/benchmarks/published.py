@@ -116,15 +116,11 @@ class ConditionalCrops:
         self.composite = EpsilonPlusFlat([_canonizer(self.setting)])
         self.views = _Pictures(files["cropped"], _view(self.setting))
         self.prepare, self.encode = _encoder(self.setting, folder)
-        self.thresholds = (self.setting.threshold,)
         self._kept: dict[str, list[np.ndarray]] = {}
 
     @property
     def found(self) -> dict[str, np.ndarray]:
-        """Place among the chosen components, boxes by this project's rule, and embeddings of what they show, by component.
-
-        Boxes and embeddings of the setting's threshold; of others as ``boxes:0.01``.
-        """
+        """Place among the chosen components, boxes by this project's rule, and embeddings of what they show, by component."""
         return {name: np.stack(values) for name, values in self._kept.items()}
 
     def run(self, turn: int) -> Cost:
@@ -151,15 +147,13 @@ class ConditionalCrops:
     def _keep(self, place: int, views: list[Image.Image], heat: np.ndarray) -> None:
         from semlens_audit.cropping import boxes
 
-        self._kept.setdefault("places", []).append(np.array(place))
-        for threshold in self.thresholds:
-            found = boxes(heat, threshold=threshold)
-            crops = [self.prepare(view.crop(tuple(box))) for view, box in zip(views, found.tolist(), strict=True)]
-            with torch.no_grad():
-                vectors = self.encode(torch.stack(crops)).float().numpy()
-            tail = "" if threshold == self.setting.threshold else f":{threshold:g}"
-            self._kept.setdefault(f"boxes{tail}", []).append(found)
-            self._kept.setdefault(f"vectors{tail}", []).append(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        found = boxes(heat, threshold=self.setting.threshold)
+        crops = [self.prepare(view.crop(tuple(box))) for view, box in zip(views, found.tolist(), strict=True)]
+        with torch.no_grad():
+            vectors = self.encode(torch.stack(crops)).float().numpy()
+        kept = {"places": np.array(place), "boxes": found, "vectors": vectors / np.linalg.norm(vectors, axis=1, keepdims=True)}
+        for name, value in kept.items():
+            self._kept.setdefault(name, []).append(value)
 
 
 def _canonizer(setting: peer_world.Setting) -> Any:

@@ -29,6 +29,8 @@ README = Path(__file__).with_name("README.md")
 NAMES = ("ours-activations", "semanticlens", "ours-crops", "zennit-crp", "floor-fp32", "floor-bf16", "decoding")
 AT_LEAST = {"activation path": 3.0, "crop + embed": 10.0}
 MOST_OVER_FLOOR = 1.5
+TIGHT = 0.4
+"""Crop threshold at which crops are smaller than the picture, so that boxes can differ."""
 HEAD = (
     "| stage | this project, ms | published path, ms | ratio (least–largest) | ratio, processor time | asked for "
     "| networks alone, ms: fp32, bf16 | times that | agreement | peak memory, GB: ours, theirs |"
@@ -202,43 +204,35 @@ def _crops_agree(measured: Measured) -> tuple[str, str]:
     return crops_agree(measured.found["ours-crops"], measured.found["zennit-crp"], measured.setting.size)
 
 
-def crops_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], size: int, tail: str = "") -> tuple[str, str]:
-    """Boxes and concept embeddings in words; `tail` names the published path's, `size` is the side of a whole picture."""
+def crops_agree(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], size: int) -> tuple[str, str]:
+    """Boxes and concept embeddings in words; `size` is the side of a whole picture."""
     places, once = np.unique(theirs["places"], return_index=True)
-    mine, other = ours["boxes"][places].reshape(-1, 4), theirs[f"boxes{tail}"][once].reshape(-1, 4)
+    mine, other = ours["boxes"][places].reshape(-1, 4), theirs["boxes"][once].reshape(-1, 4)
     over = agreement.intersection_over_union(mine, other)
     tight = (other[:, 2] - other[:, 0]) < size
     boxes = f"IoU of {len(over)} boxes: median {np.median(over):.3f}, least {over.min():.3f}"
     boxes += f"; {tight.mean():.0%} are not the whole picture".replace("%", " %")
     boxes += f", of these median {np.median(over[tight]):.3f}" if tight.any() else ""
-    concept = agreement.cosines(ours["vectors"][places].mean(axis=1), theirs[f"vectors{tail}"][once].mean(axis=1))
+    concept = agreement.cosines(ours["vectors"][places].mean(axis=1), theirs["vectors"][once].mean(axis=1))
     return boxes, f"cosine of {len(concept)} concept embeddings: median {np.median(concept):.4f}, least {concept.min():.4f}"
 
 
 def by_layer(setting: Setting, made: Path) -> Iterator[str]:
-    """Lines of Markdown: boxes and concept embeddings of every layer at two thresholds, against the published path's."""
+    """Lines of Markdown: boxes and concept embeddings of every layer, cut tightly, against the published path's."""
     from tests.benchmarks.contenders import OurCrops
     from tests.benchmarks.published import ConditionalCrops
 
-    yield f"| layer of {setting.network} | threshold | boxes | concept embeddings |"
-    yield "| --- | ---: | --- | --- |"
-    few = replace(setting, components=min(4, setting.components), references=8, cropped=min(16, setting.cropped), measured=4)
-    few = replace(few, references=min(few.references, few.cropped), measured=few.components)
+    yield f"| layer of {setting.network}, crop threshold {TIGHT:g} | boxes | concept embeddings |"
+    yield "| --- | --- | --- |"
+    few = replace(setting, components=min(4, setting.components), references=4, cropped=min(16, setting.cropped), threshold=TIGHT)
     for layer in setting.layers:
-        theirs = None
-        for threshold in (0.01, 0.4):
-            folder = made / f"{layer}-{threshold:g}"
-            peer_world.choose(replace(few, layer=layer, threshold=threshold), made, folder)
-            if theirs is None:
-                theirs = ConditionalCrops(folder)
-                theirs.thresholds = (0.01, 0.4)
-                theirs.run(0)
-            ours = OurCrops(folder)
-            ours.run(0)
-            tail = "" if threshold == theirs.setting.threshold else f":{threshold:g}"
-            boxes, vectors = crops_agree(ours.found, theirs.found, setting.size, tail)
-            yield f"| {layer} | {threshold:g} | {boxes} | {vectors} |"
-            print(f"  {setting.name}, {layer}, {threshold:g}", file=sys.stderr, flush=True)
+        folder = made / layer
+        peer_world.choose(replace(few, layer=layer, measured=few.components), made, folder)
+        ours, theirs = OurCrops(folder), ConditionalCrops(folder)
+        for contender in (ours, theirs):
+            contender.run(0)
+        yield f"| {layer} | {' | '.join(crops_agree(ours.found, theirs.found, setting.size))} |"
+        print(f"  {setting.name}, {layer}", file=sys.stderr, flush=True)
 
 
 def table(setting: Setting, rows: Sequence[Row], missing: dict[str, str]) -> Iterator[str]:
