@@ -11,7 +11,7 @@ SECONDS_EACH ?= 150
 export OMP_WAIT_POLICY ?= PASSIVE
 APT := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz0b libharfbuzz-subset0 fonts-dejavu-core
 
-.PHONY: help install system pango demo test coverage unit lint fuzz bench versus wheel clean
+.PHONY: help install system pango demo test coverage unit lint fuzz kills bench versus wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make coverage test, and say which lines no test reaches"
 	@echo "make lint     ruff, mypy, import contracts"
 	@echo "make fuzz     coverage-guided fuzzing of what reads specs and of verify, $(SECONDS_EACH) seconds each"
+	@echo "make kills    kill the index $(KILLS) times at random moments, and compare what is in the store in the end"
 	@echo "make bench    what each stage costs, as a table"
 	@echo "make versus   cost and agreement against semanticlens, zennit-crp and the networks alone; growth; writes the tables"
 	@echo "make wheel    build the wheel into dist/"
@@ -64,6 +65,10 @@ coverage: $(VENV)/installed pango
 fuzz: $(VENV)/installed pango
 	$(BIN)/python -m tests.fuzz.fuzz_spec -max_total_time=$(SECONDS_EACH)
 	$(BIN)/python -m tests.fuzz.fuzz_verify -max_total_time=$(SECONDS_EACH)
+
+KILLS ?= 50
+kills: $(VENV)/installed
+	SEMLENS_AUDIT_KILLS=$(KILLS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_kill_resume.py -k random_moments -q -s
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tests.benchmarks.bench

@@ -131,3 +131,90 @@ def test_the_command_line_killed_from_outside_and_out_of_disk_resumes(origin: Pa
     assert "Traceback" not in full.stderr
     subprocess.run(command, cwd=killed, env=ENVIRONMENT, check=True, capture_output=True, timeout=200)
     assert content(killed) == content(whole)
+
+
+# Stands by with everything imported. For every line "folder seed seconds" it forks a process that runs the command line as typed there,
+# kills it with SIGKILL after a random part of that time (or lets it run, where that is 0), and says how it ended and after how long.
+NURSERY = """
+    import os, random, signal, sys, time
+    import torch
+    torch.set_num_threads(1)
+    import semlens_audit._torchvision, semlens_audit.attribution_pass, semlens_audit.crops, semlens_audit.pairs, semlens_audit.passes, semlens_audit.regions
+    import open_clip, timm, zennit
+    from semlens_audit import cli, index, stages
+
+    stages.NULL_CROPS = 60
+    for line in sys.stdin:
+        folder, seed, seconds = line.split()
+        begun = time.monotonic()
+        child = os.fork()
+        if not child:
+            os.chdir(folder)
+            sys.argv = ["semlens-audit", "index", "audit.yaml", "--quiet"]
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            try:
+                cli.main()
+            except SystemExit as left:
+                os._exit(left.code or 0)
+            os._exit(99)
+        if float(seconds):
+            time.sleep(random.Random(seed).uniform(0.0, float(seconds)))
+            os.kill(child, signal.SIGKILL)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(ended, time.monotonic() - begun, flush=True)
+"""
+KILLS = int(os.environ.get("SEMLENS_AUDIT_KILLS", "8"))
+SEED = int(os.environ.get("SEMLENS_AUDIT_KILLS_SEED", "5"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 10 * KILLS)
+def test_killed_at_random_moments_the_command_line_loses_nothing(origin: Path, tmp_path: Path) -> None:
+    """`make kills` does it 50 times."""
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(NURSERY)], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as nursery:
+
+        def run(folder: Path, seed: int, within: float) -> tuple[int, float]:
+            assert nursery.stdin is not None
+            assert nursery.stdout is not None
+            print(folder, seed, within, file=nursery.stdin, flush=True)
+            ended, took = nursery.stdout.readline().split()
+            return int(ended), float(took)
+
+        def fresh(name: str) -> Path:
+            return Path(shutil.copytree(origin, tmp_path / name))
+
+        whole = fresh("whole")
+        ended, span = run(whole, 0, 0.0)
+        assert ended == 0
+        expected = content(whole)
+        kills, worlds, folder, held = 0, 1, fresh("killed-1"), set[str]()
+        while kills < KILLS:
+            # The span is that of a whole run, also for what a resumed one is spared: some end before their moment comes.
+            ended, took = run(folder, SEED + 1000 * worlds + kills, span)
+            if ended == 0:
+                assert content(folder) == expected
+                worlds, held = worlds + 1, set()
+                folder = fresh(f"killed-{worlds}")
+                continue
+            assert ended == -signal.SIGKILL
+            kills += 1
+            finished = complete(folder, tmp_path / "aside")
+            print(f"kill {kills} (seed {SEED}) after {took:.2f} of {span:.2f} s: {len(finished)} stages complete")
+            assert finished >= held, "a finished stage is lost"
+            held = finished
+        assert run(folder, 0, 0.0)[0] == 0
+        assert content(folder) == expected
+
+
+def complete(folder: Path, aside: Path) -> set[str]:
+    """Stages that the store holds whole; looked at in a copy, so that the next run finds what the killed one left."""
+    if not (folder / "store.duckdb").exists():
+        return set()
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for file in folder.glob("store.duckdb*"):
+        shutil.copy(file, aside)
+    with Store.open(aside / "store.duckdb") as store:
+        return {name for (name,) in store.rows("SELECT name FROM stage WHERE complete")}
