@@ -27,6 +27,7 @@ from semlens_audit.store_schema import TABLES, VERSION, statements
 
 __all__ = ["Removal", "compact", "fingerprint", "removals"]
 
+_WIDE = {"FLOAT[]", "BLOB"}
 _REGION = ("pool", "sample", "x0", "y0", "x1", "y1")
 
 
@@ -155,7 +156,14 @@ def _copy(
         if table.name == "store_version":
             continue
         columns = ", ".join(f'"{name}"' for name in table.columns)
-        connection.execute(f'INSERT INTO new."{table.name}" ({columns}) SELECT {columns} FROM {_kept(table.name, "old.")} ORDER BY rowid')
+        into = f'INSERT INTO new."{table.name}" ({columns}) SELECT {columns} FROM '
+        if not _WIDE & {kind.removesuffix(" NOT NULL") for kind, _ in table.columns.values()}:
+            connection.execute(f"{into} {_kept(table.name, 'old.')} ORDER BY rowid")
+        elif "stage" in table.columns:  # a scan keeps the order of its rows, and never sorts what is long
+            for key in sorted(keep):
+                connection.execute(f'{into} old."{table.name}" WHERE stage = ?', (key,))
+        else:
+            connection.execute(into + _kept(table.name, "old."))
         state = f"SELECT count(*), coalesce(bit_xor(hash({columns})), 0) FROM "
         there = connection.execute(state + _kept(table.name, "old.")).fetchall()
         if connection.execute(f'{state} new."{table.name}"').fetchall() != there:

@@ -409,3 +409,43 @@ class TestBlocks:
     def test_no_rows_at_a_time_are_refused(self, store: Store) -> None:
         with pytest.raises(ValueError, match="no rows"):
             next(store.blocks(self.SQL, ("k",), 0))
+
+
+class TestMemory:
+    def test_a_limit_holds_while_more_than_it_is_read(self, tmp_path: Path) -> None:
+        """120 MB of rows through 64 MB of database, a block at a time."""
+        path, limit = tmp_path / "s.duckdb", 64 << 20
+        rows = np.random.default_rng(0).normal(size=(3000, 1000)).astype(np.float32)
+        with Store.open(path, memory_limit=limit) as opened:
+            for i in range(10):
+                opened.append("output", stage="k", sample=np.arange(3000) + 3000 * i, logits=rows + np.float32(i))
+        code = f"""
+            from pathlib import Path
+            import numpy as np
+            from semlens_audit.store import Store
+
+            def resident():
+                return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+            with Store.open(Path({str(path)!r}), read_only=True, memory_limit={limit}) as store:
+                list(store.blocks("SELECT sample FROM output WHERE stage = ? ORDER BY sample", ("k",)))
+                before, held, most, count = resident(), [], 0, 0
+                for block in store.blocks("SELECT sample, logits FROM output WHERE stage = ? ORDER BY sample", ("k",), 500):
+                    count += len(block["sample"])
+                    held.append(store.rows("SELECT sum(memory_usage_bytes) FROM duckdb_memory()")[0][0])
+                    most = max(most, resident() - before)
+            print(count, max(held), most)
+        """
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+        count, held, grown = map(int, done.stdout.split())
+        assert count == 30_000
+        assert held <= limit
+        assert grown < 115_000_000
+
+    def test_what_exceeds_it_goes_beside_the_store(self, tmp_path: Path) -> None:
+        with Store.open(tmp_path / "s.duckdb", memory_limit=1) as opened:  # far too little: the least that works is taken
+            assert opened.rows("SELECT current_setting('temp_directory'), current_setting('memory_limit')") == [
+                (str(tmp_path / "s.duckdb.tmp"), "64.0 MiB")
+            ]
+            with Store.open(tmp_path / "s.duckdb") as again:  # the same process may open it twice
+                assert again.count("stage") == 0
