@@ -89,7 +89,8 @@ def _attribution(measured: Measurements) -> Iterator[str]:
                 "and to nothing where the whole layer is normalised before it is read, as in transformers; shares are relative to "
                 "what there is of it."
                 if layer.method == "activation_x_gradient"
-                else "part of it is absorbed by biases, passes the layer by or is created on the way, so shares are relative to what arrives."
+                else "part of it is absorbed by biases, passes the layer by or is created on the way, so shares are relative to what "
+                "arrives."
             )
 
 
