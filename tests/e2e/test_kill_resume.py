@@ -139,7 +139,8 @@ NURSERY = """
     import os, random, signal, sys, time
     import torch
     torch.set_num_threads(1)
-    import semlens_audit._torchvision, semlens_audit.attribution_pass, semlens_audit.crops, semlens_audit.pairs, semlens_audit.passes, semlens_audit.regions
+    import semlens_audit._torchvision
+    from semlens_audit import attribution_pass, crops, pairs, passes, regions
     import open_clip, timm, zennit
     from semlens_audit import cli, index, stages
 
