@@ -32,7 +32,7 @@ VERBS = (
     "init", "lint", "layers", "schema", "index", "run", "selftest", "report", "demo", "gate", "diff", "export", "mlflow", "ci", "lock",
     "runs", "reproduce", "sign", "attest", "verify", "qualify", "components", "search",
 )  # fmt: skip
-GROUPS = {"waiver": ("add", "check", "list")}
+GROUPS = {"waiver": ("add", "check", "list"), "store": ("check", "gc", "info")}
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "zennit", "crp", "pandas", "matplotlib", "weasyprint", "numpy", "duckdb")
 runner = CliRunner()
 
