@@ -13,10 +13,10 @@ from semlens_audit.digest import digest_bytes
 __all__ = ["code", "essence"]
 
 _STRINGS = (
-    r'"""(?:\\.|[^\\])*?"""',
-    r"'''(?:\\.|[^\\])*?'''",
-    r'"(?:\\.|[^\\"\n])*"',
-    r"'(?:\\.|[^\\'\n])*'",
+    r'"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"""',
+    r"'''[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'''",
+    r'"[^"\\\n]*(?:\\.[^"\\\n]*)*"',
+    r"'[^'\\\n]*(?:\\.[^'\\\n]*)*'",
 )
 _LEXEME = re.compile(f"({'|'.join(_STRINGS)})|#[^\\n]*", re.DOTALL)
 """Strings and comments, from left to right: a number sign inside a string begins no comment. It finds what the tokenizer finds, in
