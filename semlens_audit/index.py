@@ -102,6 +102,7 @@ def _compute(
     if "pairs" in lacking and data.pairs is not None:
         with progress.stage("Checking pairs", len(data.pairs.images)) as advance:
             data.pairs.verify(progress=advance)
+    engine.start(progress)
     if any(name.partition(":")[0] in _OF_MODEL for name in lacking):
         from semlens_audit.attribution_pass import settle_attribution
         from semlens_audit.crops import crop_pass

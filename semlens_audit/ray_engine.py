@@ -21,6 +21,7 @@ from semlens_audit.devices import describe
 from semlens_audit.errors import ExecutionError, UsageError
 from semlens_audit.paths import variables
 from semlens_audit.prefetch import cores
+from semlens_audit.progress import Progress
 from semlens_audit.ray_worker import Assignment, Worker, unpacked
 from semlens_audit.work import Bench, Work
 
@@ -43,6 +44,7 @@ _LOSSES = 3
 """Workers that a shard may take with it before it is believed to be the cause."""
 
 _PATIENCE = 300.0
+_GRACE = 5.0
 _OBJECTS = 256 << 20
 
 
@@ -158,6 +160,16 @@ class RayEngine:
         for hand in self._hands:
             if hand.ready:
                 hand.actor.forget_subject.remote()
+
+    def start(self, progress: Progress) -> None:
+        """Wait until a worker is ready, and a little for the others; those that come later join in."""
+        with progress.stage("Workers of the cluster", self._count) as advance:
+            told = 0
+            while told < self._count and not (told and time.monotonic() - self._heard > _GRACE):
+                self._hear({})
+                ready = min(self._count, sum(hand.ready for hand in self._hands))
+                advance(max(0, ready - told))
+                told = max(told, ready)
 
     def run(self, work: Work[Item, Ready, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
         """See `semlens_audit.work.Engine.run`."""

@@ -17,6 +17,7 @@ from semlens_audit.memory import Allowance, divide, require
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
 from semlens_audit.prefetch import prefetched
+from semlens_audit.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +144,10 @@ class Engine(Protocol):
         """The bench of the process that writes the store."""
         ...
 
+    def start(self, progress: Progress) -> None:
+        """Wait until somebody can compute."""
+        ...
+
     def run(self, work: Work[Item, Ready, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
         """Yield every item with its result, in the order of `items`; an item's error is raised when its turn comes."""
         ...
@@ -163,6 +168,9 @@ class LocalEngine:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+
+    def start(self, progress: Progress) -> None:
+        """See `Engine.start`: there is nobody to wait for."""
 
     def run(self, work: Work[Item, Ready, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
         """See `Engine.run`."""

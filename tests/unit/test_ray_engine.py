@@ -7,6 +7,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,21 @@ def test_data_travel_whole(bench: Bench) -> None:
     copy: DataSet = pickle.loads(pickle.dumps(bench.data))
     assert copy.samples == bench.data.samples
     assert copy.root == bench.data.root
+
+
+def test_the_start_waits_for_workers_and_reports_them(clustered: Callable[[Cluster], RayEngine]) -> None:
+    told: list[int] = []
+
+    class Told:
+        @contextmanager
+        def stage(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+            told.append(total)
+            yield told.append
+
+    with clustered(Cluster()) as engine:
+        engine.start(Told())
+        assert all(hand.ready for hand in engine._hands)
+    assert told[0] == 3
+    assert sum(told[1:]) == 3
+    with clustered(Cluster(dies=lambda *_: True)) as engine, pytest.raises(ExecutionError, match="no-workers"):
+        engine.start(Told())
