@@ -64,7 +64,8 @@ def _files(spec_file: Path) -> list[Path]:
 
 
 def _known(spec_file: Path) -> tuple[dict[str, Catalogue], list[Problem]]:
-    known, problems = {}, []
+    known: dict[str, Catalogue] = {}
+    problems: list[Problem] = []
     for path in _files(spec_file):
         status = path.stat()
         catalogue, found = _read(path, status.st_mtime_ns, status.st_size)

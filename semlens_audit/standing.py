@@ -25,7 +25,7 @@ _PRESENTED = {"gallery", "records"}
 _STAGES = (
     "attribution", "attribution_choice", "attribution_pass", "clip_classifier", "components", "cropping", "crops", "data",
     "exported", "foundation", "images", "index", "inference", "layouts", "lrp", "lrp_modes", "lrp_rules", "networks",
-    "open_clip_models", "passes", "precision", "prefetch", "probe_texts", "regions", "selection", "stages", "subject",
+    "open_clip_models", "passes", "precision", "prefetch", "probe_texts", "reading", "regions", "selection", "stages", "subject",
     "vectors", "verdict", "views", "weights",
 )  # fmt: skip
 _UNLIKE = {"attribution", "batch_size", *INTERVENTION_SETTINGS}
