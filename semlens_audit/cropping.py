@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-__all__ = ["box", "boxes"]
+__all__ = ["blurred", "box", "boxes"]
 
 _REFERENCE_SIZE = 224
 
@@ -54,27 +54,48 @@ def boxes(heat: np.ndarray, blur: int = 51, threshold: float = 0.01, minimum: in
     np.ndarray
         (B, 4) int32: x0, y0, x1, y1, with x1 and y1 exclusive; always inside the image, square and not empty.
     """
-    heat = np.asarray(heat, dtype=np.float32)
-    batch, size = heat.shape[0], heat.shape[-1]
-    matrix = _blur_matrix(size, blur)
-    largest = np.abs(heat).reshape(batch, -1).max(axis=1, initial=0.0)
-    scaled = heat / np.where(largest > 0, largest, 1.0)[:, None, None]
-    # Rows, then columns, each in one product of large matrices.
-    across = (torch.from_numpy(scaled).reshape(batch * size, size) @ matrix.T).reshape(batch, size, size)
-    blurred = (across.transpose(1, 2).reshape(batch * size, size) @ matrix.T).abs_().reshape(batch, size, size).numpy()
-    blurred = blurred.transpose(0, 2, 1)
-    peak = blurred.reshape(batch, -1).max(axis=1, initial=0.0)
-    kept = blurred > (threshold * peak)[:, None, None]
-    columns, rows = kept.any(axis=1), kept.any(axis=2)
-    left, right = columns.argmax(axis=1), size - columns[:, ::-1].argmax(axis=1)
-    top, bottom = rows.argmax(axis=1), size - rows[:, ::-1].argmax(axis=1)
+    size = np.asarray(heat).shape[-1]
+    height = torch.from_numpy(blurred(heat, blur))
+    # A row is kept where its highest place is: no map of what is kept is made.
+    rows, columns = height.amax(dim=2), height.amax(dim=1)
+    peak = rows.amax(dim=1, keepdim=True)
+    kept_rows, kept_columns = ((across > threshold * peak).numpy() for across in (rows, columns))
+    left, right = kept_columns.argmax(axis=1), size - kept_columns[:, ::-1].argmax(axis=1)
+    top, bottom = kept_rows.argmax(axis=1), size - kept_rows[:, ::-1].argmax(axis=1)
     side = np.minimum(np.maximum(np.maximum(right - left, bottom - top), minimum), size)
     x0 = np.clip((left + right - side) // 2, 0, size - side)
     y0 = np.clip((top + bottom - side) // 2, 0, size - side)
     found = np.stack([x0, y0, x0 + side, y0 + side], axis=1)
-    empty = (largest == 0) | ~kept.any(axis=(1, 2))
-    found[empty] = (0, 0, size, size)
+    found[~kept_rows.any(axis=1)] = (0, 0, size, size)
     return found.astype(np.int32)
+
+
+def blurred(heat: np.ndarray, blur: int = 51) -> np.ndarray:
+    """Heatmaps as boxes are found in them: blurred, and their absolute value taken.
+
+    Parameters
+    ----------
+    heat
+        (B, S, S) finite heatmaps.
+    blur
+        See `boxes`.
+
+    Returns
+    -------
+    np.ndarray
+        (B, S, S) float32, not negative, as if the largest absolute value of every heatmap had been 1; zero where it was zero.
+    """
+    value = torch.from_numpy(np.ascontiguousarray(heat, dtype=np.float32))
+    batch, size = value.shape[0], value.shape[-1]
+    matrix = _blur_matrix(size, blur)
+    if not value.numel():
+        return np.zeros((batch, size, size), dtype=np.float32)
+    lowest, highest = torch.aminmax(value.reshape(batch, -1), dim=1)
+    largest = torch.maximum(-lowest, highest)
+    scaled = value / torch.where(largest > 0, largest, 1.0)[:, None, None]
+    # Rows, then columns, each in one product of large matrices.
+    across = (scaled.reshape(batch * size, size) @ matrix.T).reshape(batch, size, size)
+    return torch.matmul(matrix, across).abs_().numpy()
 
 
 def box(heat: np.ndarray, blur: int = 51, threshold: float = 0.01, minimum: int = 32) -> tuple[int, int, int, int]:

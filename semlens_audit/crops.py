@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from semlens_audit.attribution import boxes, stream_heatmaps
+from semlens_audit.attribution_maps import EXACT, Way, settle
 from semlens_audit.data import read_image
+from semlens_audit.devices import describe, has_bfloat16, require_same
 from semlens_audit.plan import AuditPlan, MeasurementSettings
 from semlens_audit.progress import Progress
 from semlens_audit.stages import THUMBNAILS
-from semlens_audit.store import Store
+from semlens_audit.store import StageState, Store
 from semlens_audit.thumbnails import crop_thumbnail, overlay_thumbnail
 from semlens_audit.work import Bench, Engine
 
@@ -25,6 +27,12 @@ _WIDTH = 32
 
 _TURNS = 16
 """Components of one image that share its forward pass."""
+
+_FEWEST = 1024
+"""References of a layer below which the exact way is taken: a trial would cost more than it can save."""
+
+_TRIED = 8
+"""Images that a way to heatmaps is tried on, with up to four of their components each."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class _Crop:
 
     layer: str
     settings: MeasurementSettings
+    way: Way = EXACT
     threads: int = 1
     ahead: int = 1
 
@@ -102,6 +111,7 @@ class _Crop:
             asked,
             self.settings.method,
             batch_size=slots,
+            way=self.way,
         )
         made, seen = _Rows(), np.zeros(len(group.rows), dtype=bool)
         for positions, heat in passes:
@@ -127,14 +137,47 @@ def crop_pass(plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, d
         state = store.begin(name, inputs[name], len(references))
         if state.complete:
             continue
+        facts = _settled(plan, store, engine.bench, state, layer, references, progress)
         groups = [group for group in _groups(references) if group.last > state.done]
         with progress.stage(f"Crops, {layer}", len(references), state.done) as advance:
-            for group, made in engine.run(_Crop(layer, plan.audit.measurement), groups):
+            for group, made in engine.run(_Crop(layer, plan.audit.measurement, Way.of(facts)), groups):
                 with store.transaction():
                     _write(store, state.key, made)
                     store.advance(state.key, group.last)
                 advance(len(group.rows))
-        store.finish(state.key)
+        store.finish(state.key, facts)
+
+
+def _settled(
+    plan: AuditPlan, store: Store, bench: Bench, state: StageState, layer: str, references: np.ndarray, progress: Progress
+) -> dict[str, Any]:
+    """Device and way of a layer's heatmaps, and how well it agrees with the exact one: chosen once, and kept on going on."""
+    device, settings = describe(bench.device), plan.audit.measurement
+    require_same(state, device)
+    if "device" in state.facts:
+        return dict(state.facts)
+    way, agreement = EXACT, dict[str, float]()
+    if settings.method == "lrp" and len(references) >= _FEWEST:
+        with progress.stage(f"Arithmetic of crops, {layer}", 1) as advance:
+            samples, components = _tried(references)
+            images = torch.stack([bench.subject.transform(read_image(bench.data.file(bench.data.samples[sample]))) for sample in samples])
+            crop = (settings.crop_blur, settings.crop_threshold, settings.crop_minimum)
+            way, agreement = settle(bench.subject, images, layer, components, crop, bfloat16=has_bfloat16(bench.device))
+            advance(1)
+    facts = {**way.facts(), **agreement, "device": device}
+    with store.transaction():
+        store.note(state.key, facts)
+    return facts
+
+
+def _tried(references: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Samples spread over (R, 3) references, sorted by sample, and (C, B) components that they are references of."""
+    samples, starts, counts = np.unique(references[:, 0], return_index=True, return_counts=True)
+    often = np.sort(np.argsort(-counts, kind="stable")[: max(_TRIED, len(counts) // 2)])
+    chosen = often[:: max(1, len(often) // _TRIED)][:_TRIED]
+    turns = min(4, int(counts[chosen].max()))
+    rows = [starts[place] + np.minimum(np.arange(turns) * counts[place] // turns, counts[place] - 1) for place in chosen]
+    return samples[chosen].tolist(), references[np.stack(rows, axis=1), 1]
 
 
 def _draw(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Conditional:
         self._output = first.output_nr
         self._inputs = inputs
         self._dtype = dtype
-        self._side = inputs.shape[-1] if side is None else side
+        self._side = side
         self._batch = len(inputs)
         self._nodes = _consumers_first(first.node)
         self._places = {node: place for place, node in enumerate(self._nodes)}
@@ -115,17 +116,17 @@ class Conditional:
             result[place] = max(1, _power_of_two(_ROWS // max(1, largest * width)))
         return result
 
-    def _flow(self, place: int, pending: _Pending, conditions: int) -> torch.Tensor:
-        """Send what is pending at the cut `place` on to the input; (C, B, ...) what arrives."""
+    def _flow(self, first: int, pending: _Pending, conditions: int) -> torch.Tensor:
+        """Send what is pending at the cut `first` on to the input; (C, B, ...) what arrives."""
         found: torch.Tensor | None = None
-        for place in range(place, len(self._nodes)):
+        for place in range(first, len(self._nodes)):
             if place in self._cuts:
                 terms = [term for terms in pending.values() for term in terms]
-                if place and terms and terms[0].value.ndim == 4 and terms[0].value.shape[-1] >= self._side:
+                if self._side is not None and place and terms and _map_side(terms[0].value) >= self._side:
                     return self._arrived(terms, conditions)
                 step = self._cuts[place]
                 if step < conditions:
-                    parts = [slice(first, first + step) for first in range(0, conditions, step)]
+                    parts = [slice(start, start + step) for start in range(0, conditions, step)]
                     return torch.cat([self._flow(place, self._part(pending, part), part.stop - part.start) for part in parts])
             node = self._nodes[place]
             outputs = {edge[1]: pending.pop(edge) for edge in [edge for edge in pending if edge[0] == place]}
@@ -153,11 +154,11 @@ class Conditional:
 
     def _back(self, place: int, node: Any, outputs: dict[int, list[_Term]], conditions: int) -> list[list[_Term]]:
         """Relevance of the outputs of a node -> of each of its inputs."""
-        if isinstance(node, Ruled._backward_cls):  # type: ignore[attr-defined]
+        if _made_by(node, Ruled):
             return [self._ruled(place, node, outputs[0], conditions)] + [[]] * (len(node.next_functions) - 1)
-        if isinstance(node, Passed._backward_cls):  # type: ignore[attr-defined]
+        if _made_by(node, Passed):
             return [outputs[0]] + [[]] * (len(node.next_functions) - 1)
-        if isinstance(node, Summed._backward_cls):  # type: ignore[attr-defined]
+        if _made_by(node, Summed):
             return self._summed(place, node, outputs[0], conditions)
         return self._routed(node, outputs, conditions)
 
@@ -217,16 +218,16 @@ class Conditional:
         """Sum of ``scale * value`` over the terms, times the factor of the node at `place`."""
         total: torch.Tensor | None = None
         for term in terms:
-            scale = term.scale
-            if scale is None:
-                whole = self._kept(("factor", place), lambda: self._factors[place])
-            else:
-                whole = self._kept(("factor", place, *_identity(scale)), lambda scale=scale: scale * self._factors[place])
+            key = ("factor", place) if term.scale is None else ("factor", place, *_identity(term.scale))
+            whole = self._kept(key, partial(self._weighed, term.scale, place))
             part = self._multiplied(term, whole, conditions)
             total = part if total is None else total.add_(part)
         if total is None:
             raise ValueError("no relevance")
         return total
+
+    def _weighed(self, scale: torch.Tensor | None, place: int) -> torch.Tensor:
+        return self._factors[place] if scale is None else scale * self._factors[place]
 
     def _joined(self, terms: list[_Term], conditions: int) -> torch.Tensor:
         total: torch.Tensor | None = None
@@ -234,7 +235,7 @@ class Conditional:
             part = term.value
             if term.scale is not None:
                 scale = term.scale
-                part = self._multiplied(term, self._kept(("scale", *_identity(scale)), lambda scale=scale: scale), conditions)
+                part = self._multiplied(term, self._kept(("scale", *_identity(scale)), scale.detach), conditions)
             total = part if total is None else total + part
         if total is None:
             raise ValueError("no relevance")
@@ -295,25 +296,33 @@ def _identity(value: torch.Tensor) -> tuple[object, ...]:
     return value.data_ptr(), value.shape, value.stride()
 
 
+def _made_by(node: Any, function: Any) -> bool:
+    return isinstance(node, function._backward_cls)
+
+
 def _size(node: Any) -> int:
     """Elements of the largest tensor of one image that the node works on."""
-    if isinstance(node, Ruled._backward_cls):  # type: ignore[attr-defined]
+    if _made_by(node, Ruled):
         return max(node.value.numel(), node.outputs) // len(node.value)
-    if isinstance(node, Summed._backward_cls):  # type: ignore[attr-defined]
+    if _made_by(node, Summed):
         return int(node.terms[2][0].numel())
     if node.name().startswith("MaxPool"):
         return node._saved_self.numel() // len(node._saved_self)
     return 1
 
 
+def _map_side(value: torch.Tensor) -> int:
+    return value.shape[-1] if value.ndim == 4 else 0
+
+
 def _power_of_two(value: int) -> int:
     return 1 << max(0, value.bit_length() - 1)
 
 
-def _pooled_back(node: Any, gradient: torch.Tensor) -> torch.Tensor:
+def _pooled_back(node: Any, gradient: Any) -> torch.Tensor:
     """The gradient of max pooling, also in another precision than the forward pass had."""
     like = torch.empty_like(node._saved_self, dtype=gradient.dtype)
-    indices = node._saved_result1
     return torch.ops.aten.max_pool2d_with_indices_backward(
-        gradient, like, node._saved_kernel_size, node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_ceil_mode, indices
-    )
+        gradient, like, node._saved_kernel_size, node._saved_stride, node._saved_padding, node._saved_dilation,
+        node._saved_ceil_mode, node._saved_result1,
+    )  # fmt: skip

@@ -120,7 +120,7 @@ def test_images_are_taken_in_parts_without_a_trace(monkeypatch):
     subject, batch = resnet(), images(5)
     whole = relevance(subject, batch, ["layer3"], [1], "lrp")
     heat = heatmaps(subject, batch, "layer3", [0, 1, 2, 3, 4], "lrp")
-    monkeypatch.setattr("semlens_audit.attribution._AT_ONCE", 2 * 32**2)
+    monkeypatch.setattr("semlens_audit.attribution_maps._AT_ONCE", 2 * 32**2)
     parts = relevance(subject, batch, ["layer3"], [1], "lrp")
     for one, other in zip(whole, parts, strict=True):
         assert np.allclose(one["layer3"], other["layer3"], rtol=1e-3, atol=1e-6)
