@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from semlens_audit.data import read_image
 from semlens_audit.devices import describe, require_same
 from semlens_audit.intervention import Ablation, donors, record_outputs, replacement
-from semlens_audit.prefetch import prefetched
+from semlens_audit.memory import Limit
+from semlens_audit.prefetch import cores, prefetched
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
 from semlens_audit.work import Bench
@@ -49,7 +49,7 @@ def ablation_pass(
     lacking = [(inputs, state) for inputs, state in zip(stages, states, strict=True) if not state.complete]
     if not lacking:
         return
-    subject, data, device = bench.subject, bench.data, describe(bench.device)
+    subject, device, limit = bench.subject, describe(bench.device), Limit(bench.execution.max_memory)
     for _, state in lacking:
         require_same(state, device)
         store.note(state.key, {"device": device})
@@ -57,10 +57,10 @@ def ablation_pass(
     rows = [slice(start, min(start + _BATCH, len(samples))) for start in range(0, len(samples), _BATCH)]
 
     def images(part: slice) -> torch.Tensor:
-        return torch.stack([subject.transform(read_image(data.file(data.samples[sample]))) for sample in samples[part]])
+        return bench.images(samples[part])
 
     with progress.stage(f"Outputs of {layer}", len(samples)) as advance:
-        batches = (batch for _, batch in prefetched(images, rows, workers=1, ahead=2))
+        batches = (batch for _, batch in prefetched(images, rows, workers=cores(), ahead=2))
         recorded = record_outputs(subject, layer, batches, len(samples), weights, advance)
     for inputs, state in lacking:
         given, ablation = donors(samples, inputs["seed"]), Ablation(subject, layer, inputs["sets"])
@@ -72,6 +72,7 @@ def ablation_pass(
                 outputs = torch.from_numpy(np.ascontiguousarray(recorded.outputs[part]))
                 values = replacement(recorded, inputs["method"], part, given)
                 answers = ablation(lambda part=part: images(part), outputs, values)  # type: ignore[misc]
+                limit.require("Switching components off")
                 with store.transaction():
                     store.append(
                         "ablation",

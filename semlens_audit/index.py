@@ -12,6 +12,7 @@ from semlens_audit.data import DataSet, open_data
 from semlens_audit.digest import digest
 from semlens_audit.execution import Execution
 from semlens_audit.headroom import indexed
+from semlens_audit.memory import divide
 from semlens_audit.paths import store_path
 from semlens_audit.places import placed_in_audit
 from semlens_audit.plan import AuditPlan
@@ -68,7 +69,8 @@ def build(
         Whatever the user can mend: model, data, foundation model, store.
     """
     if store is None:
-        with Store.open(store_path(plan)) as opened:
+        allowed = divide(execution.max_memory if execution else None)
+        with Store.open(store_path(plan), memory_limit=allowed.database) as opened:
             build(plan, data, opened, allow_code=allow_code, progress=progress, execution=execution)
         return
     data = data or open_data(plan, store.file_digest)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semlens_audit.errors import ExecutionError, UsageError
 
-__all__ = ["DATABASE", "LEAST_DATABASE", "Allowance", "divide", "parse_size", "require", "resident", "show_size"]
+__all__ = ["DATABASE", "LEAST_DATABASE", "Allowance", "Limit", "divide", "parse_size", "resident", "show_size"]
 
 DATABASE = 256 << 20
 """Bytes that the database may hold where no limit is given: caching more of an index makes nothing quicker."""
@@ -58,13 +58,16 @@ def show_size(size: int) -> str:
 
 def resident() -> int | None:
     """Bytes of main memory that this process holds now; ``None`` where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    import os
+    return _status("VmRSS")
 
-    return pages * os.sysconf("SC_PAGE_SIZE")
+
+def _status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = next((line.split() for line in lines if line.startswith(f"{field}:")), None)
+    return int(found[1]) << 10 if found and len(found) == 3 and found[2] == "kB" else None
 
 
 @dataclass(frozen=True)
@@ -100,25 +103,38 @@ def divide(limit: int | None) -> Allowance:
     )
 
 
-def require(limit: int | None, doing: str) -> None:
-    """Stop if the process holds more than `limit` bytes.
+class Limit:
+    """Holds a process to the memory that it may use.
 
     Parameters
     ----------
     limit
-        ``None``: as much as it takes.
-    doing
-        What takes the memory, for the message.
-
-    Raises
-    ------
-    ExecutionError
-        ``memory-exceeded``, with how much is held.
+        Bytes; ``None``: as much as it takes.
     """
-    held = resident() if limit is not None else None
-    if limit is not None and held is not None and held > limit:
-        raise ExecutionError(
-            "memory-exceeded",
-            f"{doing} holds {show_size(held)} of memory, more than the {show_size(limit)} that --max-memory allows.",
-            f"Allow more than {show_size(held)}, or lower `measurement.batch_size` in the audit; what was finished is kept.",
-        )
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        before = _status("VmHWM")
+        # What was held before does not count; where it was more than the limit, only what is held at the moment can be told.
+        self._field = "VmHWM" if limit is None or before is None or before <= limit else "VmRSS"
+
+    def require(self, doing: str) -> None:
+        """Stop if more is, or was since the beginning, held than allowed.
+
+        Parameters
+        ----------
+        doing
+            What takes the memory, for the message.
+
+        Raises
+        ------
+        ExecutionError
+            ``memory-exceeded``, with how much is held.
+        """
+        held = None if self._limit is None else _status(self._field)
+        if self._limit is not None and held is not None and held > self._limit:
+            raise ExecutionError(
+                "memory-exceeded",
+                f"{doing} takes {show_size(held)} of memory, more than the {show_size(self._limit)} that --max-memory allows.",
+                f"Allow more than {show_size(held)}, or lower `measurement.batch_size` in the audit; what was finished is kept.",
+            )

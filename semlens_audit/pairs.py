@@ -40,7 +40,7 @@ class _Outputs:
         rows = [np.asarray(make_view(read_image(self.pairs.root / path), view)) for _, path in some]
         # A short batch is filled up with its last row, so that results do not depend on where a run was cut.
         rows += rows[-1:] * (self.batch - len(rows))
-        return torch.from_numpy(normalised(np.stack(rows), view)).permute(0, 3, 1, 2)
+        return normalised(np.stack(rows), view)
 
     def compute(self, bench: Bench, start: int, images: torch.Tensor) -> np.ndarray:
         logits, _ = bench.networks.run(self.arithmetic, on_device(images, bench.device), (), "max")

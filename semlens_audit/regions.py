@@ -32,6 +32,8 @@ __all__ = ["embedding_pass", "null_regions", "probe_pass", "settle_precision"]
 _CHECKED = 2 * BATCH
 _BOX = ("x0", "y0", "x1", "y1")
 _OF_POOL = ("views", "embeddings:", "null:")
+_AT_ONCE = 256
+"""Components whose embeddings are in memory at a time."""
 _SECONDS = 10.0
 """Time that embeddings wait to be written together."""
 
@@ -139,21 +141,25 @@ def _null(plan: AuditPlan, data: DataSet, store: Store, inputs: dict[str, Any], 
 
 def _meanings(store: Store, inputs: dict[str, Any]) -> None:
     """Write the concept embeddings of a layer, whose crops and random crops are all in the pool."""
-    component, rank, vectors = crop_vectors(store, inputs["crops"], inputs["pool"])
-    declared = rank < inputs["references"]
-    component, vectors = component[declared], vectors[declared]
-    if not len(component):
+    (last,) = store.rows("SELECT max(component) FROM crop WHERE stage = ?", (inputs["crops"],))[0]
+    if last is None:
         return
-    component, starts, counts = np.unique(component, return_index=True, return_counts=True)
-    means = np.add.reduceat(vectors.astype(np.float64), starts, axis=0) / counts[:, None]
     centre = null_vectors(store, digest(inputs), inputs["pool"]).astype(np.float64).mean(axis=0)
-    store.append(
-        "meaning",
-        stage=digest(inputs),
-        component=component,
-        vector=means.astype(np.float32),
-        centred=(means - centre).astype(np.float32),
-    )
+    for first in range(0, last + 1, _AT_ONCE):
+        component, rank, vectors = crop_vectors(store, inputs["crops"], inputs["pool"], range(first, first + _AT_ONCE))
+        declared = rank < inputs["references"]
+        component, vectors = component[declared], vectors[declared]
+        if not len(component):
+            continue
+        component, starts, counts = np.unique(component, return_index=True, return_counts=True)
+        means = np.add.reduceat(vectors.astype(np.float64), starts, axis=0) / counts[:, None]
+        store.append(
+            "meaning",
+            stage=digest(inputs),
+            component=component,
+            vector=means.astype(np.float32),
+            centred=(means - centre).astype(np.float32),
+        )
 
 
 @dataclass(frozen=True)

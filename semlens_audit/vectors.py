@@ -9,7 +9,9 @@ from semlens_audit.store import Store
 __all__ = ["crop_vectors", "null_vectors"]
 
 
-def crop_vectors(store: Store, crops: str, pool: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def crop_vectors(
+    store: Store, crops: str, pool: str, components: range | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Embeddings of a layer's crops.
 
     Parameters
@@ -18,6 +20,8 @@ def crop_vectors(store: Store, crops: str, pool: str) -> tuple[np.ndarray, np.nd
         Open store.
     crops, pool
         Keys of the crops' stage and of the pool.
+    components
+        Only of these, in steps of one; ``None``: of all.
 
     Returns
     -------
@@ -26,9 +30,10 @@ def crop_vectors(store: Store, crops: str, pool: str) -> tuple[np.ndarray, np.nd
     vector
         (n, d) float32; (0, 0) without crops.
     """
+    some = "" if components is None else " AND component BETWEEN ? AND ?"
     rows = store.arrays(
-        "SELECT component, rank, vector FROM crop JOIN region USING (sample, x0, y0, x1, y1) WHERE stage = ? AND pool = ?",
-        (crops, pool),
+        f"SELECT component, rank, vector FROM crop JOIN region USING (sample, x0, y0, x1, y1) WHERE stage = ? AND pool = ?{some}",
+        (crops, pool, *(() if components is None else (components.start, components.stop - 1))),
     )
     # A join has no order of its own; sorting whole vectors in the database would be the slower way to give it one.
     order = np.lexsort((rows["rank"], rows["component"]))

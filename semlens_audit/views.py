@@ -1,4 +1,7 @@
-"""What the network sees of each sample, decoded once for all passes: kept as 8-bit RGB in a file that vanishes with the process."""
+"""What the network sees of each sample, decoded once for all passes: kept as 8-bit RGB in a file that vanishes with the process.
+
+Torch is imported only once network inputs are asked for.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -17,6 +21,9 @@ from semlens_audit.data import DataSet
 from semlens_audit.images import read_image
 from semlens_audit.plan import Preprocessing
 from semlens_audit.subject import make_view
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Views", "normalised"]
 
@@ -89,14 +96,14 @@ class Views:
         """The same as an RGB image."""
         return Image.fromarray(self[sample])
 
-    def inputs(self, samples: Sequence[int], rows: int | None = None) -> np.ndarray:
-        """(rows, S, S, 3) float32 network inputs, see `normalised`; more rows than samples repeat the last one."""
+    def inputs(self, samples: Sequence[int], rows: int | None = None) -> torch.Tensor:
+        """(rows, 3, S, S) float32 network inputs, see `normalised`; more rows than samples repeat the last one."""
         views = [self[sample] for sample in samples]
         return normalised(np.stack(views + views[-1:] * ((rows or len(views)) - len(views))), self._preprocessing)
 
 
-def normalised(views: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Network inputs with channels last: pixel values in 0 to 1, minus mean, over standard deviation.
+def normalised(views: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
+    """Network inputs, channels last in memory: pixel values in 0 to 1, minus mean, over standard deviation.
 
     The same numbers to the bit as `semlens_audit.subject.normalise` gives, in the order in which convolutions are quickest.
 
@@ -109,15 +116,20 @@ def normalised(views: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
     Returns
     -------
-    numpy.ndarray
-        (n, S, S, 3) float32.
+    torch.Tensor
+        (n, 3, S, S) float32.
     """
+    import torch
+
     count, height, width, _ = views.shape
-    pixels = views.reshape(count * height, width * 3).astype(np.float32)
+    # In memory as PyTorch aligns it: of some kernels the last bits depend on that.
+    result = torch.empty(views.shape)
+    pixels = result.numpy().reshape(count * height, width * 3)
+    pixels[:] = views.reshape(pixels.shape)
     pixels /= np.float32(255.0)
     pixels -= np.tile(np.asarray(preprocessing.mean, dtype=np.float32), width)
     pixels /= np.tile(np.asarray(preprocessing.std, dtype=np.float32), width)
-    return pixels.reshape(views.shape)
+    return result.permute(0, 3, 1, 2)
 
 
 def _unnamed(folder: Path) -> int:

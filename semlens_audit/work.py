@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from semlens_audit.data import DataSet
 from semlens_audit.devices import find_device
 from semlens_audit.execution import Execution
-from semlens_audit.memory import Allowance, divide, require
+from semlens_audit.memory import Allowance, Limit, divide
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
 from semlens_audit.prefetch import prefetched
@@ -100,9 +100,7 @@ class Bench:
 
     def images(self, samples: Sequence[int], rows: int | None = None) -> torch.Tensor:
         """(rows, 3, S, S) float32 network inputs of samples, channels last in memory; more rows than samples repeat the last one."""
-        import torch
-
-        return torch.from_numpy(self.views.inputs(samples, rows)).permute(0, 3, 1, 2)
+        return self.views.inputs(samples, rows)
 
     def ahead(self, item: int) -> int:
         """How many items of `item` bytes may be prepared before they are asked for: 1 to 4."""
@@ -168,6 +166,7 @@ class LocalEngine:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+        self._limit = Limit(bench.execution.max_memory)
 
     def start(self, progress: Progress) -> None:
         """See `Engine.start`: there is nobody to wait for."""
@@ -177,7 +176,7 @@ class LocalEngine:
         prepare = partial(work.prepare, self.bench)
         for item, ready in prefetched(prepare, items, workers=work.threads, ahead=work.ahead):
             computed = work.compute(self.bench, item, ready)
-            require(self.bench.execution.max_memory, "The index")
+            self._limit.require("The index")
             yield item, computed
 
     def forget_subject(self) -> None:

@@ -139,7 +139,9 @@ class TestEngine:
         only = engine.run(plan(folder, intervention="mean"), now=NOW, command="x")
         assert {a.method for one in only.interventions for a in one.ablations} == {"mean"}
         for one, other in zip(only.interventions, record.interventions, strict=True):
-            assert one.ablations == other.ablations[:1]
+            for a, b in zip(one.ablations, other.ablations[:1], strict=True):  # the store's may come from batches of six
+                assert a.margin.value == pytest.approx(b.margin.value, abs=1e-5)
+                assert a.mediated.value == pytest.approx(b.mediated.value, abs=1e-5)
 
 
 def test_asked_are_the_concepts_that_checks_name() -> None:
