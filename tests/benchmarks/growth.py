@@ -232,6 +232,7 @@ def draw(curves: dict[str, list[Point]]) -> str:
         "text.color": "#222222", "axes.labelcolor": "#222222",
     })  # fmt: skip
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     figure, panels = pyplot.subplots(2, len(curves), figsize=(3.1 * len(curves), 5.2), sharey="row", squeeze=False)
     for column, (axis, points) in enumerate(curves.items()):
@@ -254,6 +255,7 @@ def draw(curves: dict[str, list[Point]]) -> str:
     for panel in panels[:, 0]:
         low, high = panel.get_ylim()
         panel.set_ylim(low / 1.2, high * 2.2)  # room for the words
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     figure.tight_layout()
     stream = io.StringIO()
