@@ -11,7 +11,6 @@ from PIL import Image
 
 from semlens_audit.attribution import boxes, stream_heatmaps
 from semlens_audit.attribution_maps import EXACT, Way, settle
-from semlens_audit.data import read_image
 from semlens_audit.devices import describe, has_bfloat16, require_same
 from semlens_audit.plan import AuditPlan, MeasurementSettings
 from semlens_audit.progress import Progress
@@ -96,9 +95,8 @@ class _Crop:
     ahead: int = 1
 
     def prepare(self, bench: Bench, group: _Group) -> dict[int, tuple[Image.Image, torch.Tensor]]:
-        subject, data = bench.subject, bench.data
-        images = {int(sample): read_image(data.file(data.samples[int(sample)])) for sample in np.unique(group.rows[:, 0])}
-        return {sample: (subject.view(image), subject.transform(image)) for sample, image in images.items()}
+        samples = np.unique(group.rows[:, 0]).tolist()
+        return {sample: (bench.views.picture(sample), bench.images([sample])[0]) for sample in samples}
 
     def compute(self, bench: Bench, group: _Group, images: dict[int, tuple[Image.Image, torch.Tensor]]) -> _Rows:
         slots, turns = group.place.shape
@@ -160,7 +158,7 @@ def _settled(
     if settings.method == "lrp" and len(references) >= _FEWEST:
         with progress.stage(f"Arithmetic of crops, {layer}", 1) as advance:
             samples, components = _tried(references)
-            images = torch.stack([bench.subject.transform(read_image(bench.data.file(bench.data.samples[sample]))) for sample in samples])
+            images = bench.images(samples)
             crop = (settings.crop_blur, settings.crop_threshold, settings.crop_minimum)
             way, agreement = settle(bench.subject, images, layer, components, crop, bfloat16=has_bfloat16(bench.device))
             advance(1)
