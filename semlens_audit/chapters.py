@@ -69,6 +69,7 @@ def identities(record: AuditRecord) -> Identities:
         Fact("Architecture", subject.architecture),
         Fact("Source", subject.source),
         Fact("Parameters", f"{subject.parameters:,}"),
+        *([Fact("Computed in", subject.arithmetic)] if subject.arithmetic else []),
         Fact("Input", preprocessing),
         Fact("Classes", _some(subject.classes)),
         *lock_facts(record),

@@ -96,7 +96,17 @@ def subject(plan: AuditPlan, measured: Measurements, facts: Mapping[str, Any]) -
         preprocessing=asked.preprocessing.model_dump(mode="json"),
         classes=tuple(measured.per_class),
         accuracy=measured.accuracy,
+        arithmetic=_arithmetic(facts),
     )
+
+
+def _arithmetic(facts: Mapping[str, Any]) -> str | None:
+    """``single precision, batch norms folded, on cpu``."""
+    if "precision" not in facts:
+        return None
+    words = ["single precision" if facts["precision"] == "fp32" else "bfloat16 with outputs in single precision"]
+    words += ["batch norms folded into convolutions"] if facts.get("folded") else []
+    return ", ".join([*words, f"on {facts['device']}" if "device" in facts else "on an unrecorded device"])
 
 
 def foundation(plan: AuditPlan, facts: Mapping[str, Any]) -> FoundationRecord:

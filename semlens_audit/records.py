@@ -153,6 +153,8 @@ class SubjectRecord(Frozen):
     classes: tuple[str, ...]
     accuracy: float | None = None
     """Share of test samples whose predicted class is their label."""
+    arithmetic: str | None = None
+    """Precision and device of its outputs on the test data; ``None``: not recorded."""
 
 
 class DataRecord(Frozen):
