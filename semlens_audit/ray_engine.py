@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,7 @@ _LOSSES = 3
 
 _PATIENCE = 300.0
 _GRACE = 5.0
+_ANSWER = 10.0
 _OBJECTS = 256 << 20
 
 
@@ -310,6 +312,8 @@ class RayEngine:
         ray, execution = self._ray, self.bench.execution
         if not ray.is_initialized():
             address = execution.address or os.environ.get("RAY_ADDRESS") or None
+            if address is not None:
+                _require_answer(address)
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
             try:
                 if address is None:
@@ -320,11 +324,7 @@ class RayEngine:
                 else:
                     ray.init(address=address, **quiet)
             except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-                raise UsageError(
-                    "no-cluster",
-                    f"No Ray cluster answers at {address or 'this machine'}: {_first_line(error)}",
-                    "Start one with `ray start --head`, and give its --address HOST:PORT; left out, this machine is used.",
-                ) from error
+                raise _no_cluster(address or "this machine", _first_line(error)) from error
             self._started_here = True
         self._remote = ray.remote(Worker)
 
@@ -359,6 +359,27 @@ def _ray() -> Any:
             "Install it on every node: pip install 'semlens-audit[ray]'. Or use --engine local.",
         ) from error  # fmt: skip
     return ray
+
+
+def _require_answer(address: str) -> None:
+    """Complain at once about an address where nobody listens; Ray itself goes on trying for minutes."""
+    if address == "auto":
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or "/" in host or not port.isdecimal():
+        raise UsageError("bad-address", f"{address!r} is no address of a Ray cluster.", "Write HOST:PORT, or auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, why: str) -> UsageError:
+    return UsageError(
+        "no-cluster",
+        f"No Ray cluster answers at {address}: {why}",
+        "Start one with `ray start --head`, and give its --address HOST:PORT; left out, this machine is used.",
+    )
 
 
 def _first_line(error: Exception) -> str:

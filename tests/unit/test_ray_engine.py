@@ -292,6 +292,26 @@ def test_without_ray_it_is_said_what_to_install(bench: Bench, monkeypatch: pytes
     assert caught.value.slug == "ray-missing"
 
 
+@pytest.mark.parametrize(
+    ("address", "slug"),
+    [
+        ("127.0.0.1:1", "no-cluster"), ("[::1]:1", "no-cluster"), ("127.0.0.1:99999", "no-cluster"), ("127.0.0.1", "bad-address"),
+        (":6379", "bad-address"), ("ray://127.0.0.1:10001", "bad-address"), ("host:port", "bad-address"), ("local", "bad-address"),
+    ],
+)  # fmt: skip
+def test_an_address_where_no_cluster_is_is_said_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, address: str, slug: str
+) -> None:
+    cluster = Cluster()
+    monkeypatch.setattr(ray_engine, "_ray", lambda: cluster)
+    monkeypatch.setattr(cluster, "is_initialized", lambda: False)
+    how = Execution(engine="ray", device="cpu", address=address)
+    with pytest.raises(UsageError) as caught, RayEngine(Bench(bench.plan, bench.data, execution=how)):
+        pass
+    assert caught.value.slug == slug
+    assert address in str(caught.value)
+
+
 def test_data_travel_whole(bench: Bench) -> None:
     copy: DataSet = pickle.loads(pickle.dumps(bench.data))
     assert copy.samples == bench.data.samples
