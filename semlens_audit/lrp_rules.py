@@ -225,7 +225,9 @@ def prepared(operation: Operation, value: torch.Tensor, dtype: torch.dtype | Non
         inputs.append(changed)
         outputs.append(output.detach())
     # Every rule used here is linear in the relevance, so its share per output is a factor that can be kept.
-    factor = share(sum(outputs[1:], start=outputs[0])) if outputs else zero
+    total = sum(outputs[1:], start=outputs[0]) if outputs else zero
+    # Nothing in z+ is negative, so its stabilizer needs no sign.
+    factor = (total + _STABILIZER).reciprocal_() if isinstance(rule, ZPlus) else share(total)
     return Prepared(inputs, pulls, factor, closed, type(rule) in _PRODUCT_RULES)
 
 
@@ -330,12 +332,15 @@ def pull_convolution(
         if flat and groups == 1:
             gradient = gradient.sum(dim=1, keepdim=True, dtype=torch.float32)
             weight, wanted = weight[:1, :1].float(), (len(gradient), 1, *shape[2:])
+        dtype = gradient.dtype
+        if dtype == torch.bfloat16 and groups > 1 and stride != [1, 1] and gradient.device.type == "cpu":
+            gradient, weight = gradient.float(), weight.float()  # oneDNN has no fast way in bfloat16
         # Of the input only its shape and layout matter.
         like = torch.empty(wanted, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
         result: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
             gradient, like, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
         )
-        return result[0].expand(-1, channels, -1, -1) if flat and groups == 1 else result[0]
+        return result[0].expand(-1, channels, -1, -1) if flat and groups == 1 else result[0].to(dtype)
 
     return pull
 
