@@ -223,7 +223,6 @@ class _Floor:
     """The networks' forward passes alone, channels_last, inputs decoded and in memory."""
 
     bfloat16: ClassVar[bool]
-    batches = 2
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -251,12 +250,10 @@ class _Floor:
         watch = Stopwatch()
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bfloat16):
             with watch.part("forward"):
-                for _ in range(self.batches):
-                    self.model(self.inputs)
+                self.model(self.inputs)
             with watch.part("encode"):
-                for _ in range(self.batches):
-                    self.foundation._encode(self.crops)
-        return watch.cost({"forward": self.batches * len(self.inputs), "encode": self.batches * len(self.crops)})
+                self.foundation._encode(self.crops)
+        return watch.cost({"forward": len(self.inputs), "encode": len(self.crops)})
 
 
 class FloorSingle(_Floor):

@@ -62,11 +62,11 @@ class Setting:
     encoder: str
     layers: tuple[str, ...]
     layer: str
-    components: int = 32
+    components: int = 16
     images: int = 256
-    cropped: int = 64
+    cropped: int = 32
     references: int = 30
-    measured: int = 2
+    measured: int = 1
     threshold: float = 0.01
     size: int = 224
     resize: int = 256
