@@ -86,7 +86,7 @@ def uninterrupted(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moment", "at"), [("after", 17), ("within", 14)])
+@pytest.mark.parametrize(("moment", "at"), [("after", 12), ("within", 9)])
 def test_killed_again_and_again_the_content_is_that_of_an_uninterrupted_run(
     origin: Path, tmp_path: Path, uninterrupted: str, moment: str, at: int
 ) -> None:
@@ -121,7 +121,7 @@ def test_the_command_line_killed_from_outside_and_out_of_disk_resumes(origin: Pa
         assert states["outputs"]
         assert not all(states.get(name, False) for name in ("probes", "null:layer1", "null:layer3"))
     # The disk is full: the limit on a file's size makes the same write fail, with another errno.
-    limit = (killed / "store.duckdb").stat().st_size + 200_000
+    limit = 200_000  # what is lacking is longer, in the log that goes before the store; what is there already is not touched
     full = subprocess.run(
         command, cwd=killed, env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=200,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
