@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,8 @@ from tests.benchmarks import peer_world
 __all__ = ["CONTENDERS", "Clock", "Contender", "Cost", "Here", "PeerMissingError", "Remote", "Started"]
 
 ROOT = Path(__file__).resolve().parents[2]
+SETTLING = ("Arithmetic", "Foundation model")
+"""Beginnings of the titles of stages that compare arithmetics, once for a store."""
 
 
 class PeerMissingError(Exception):
@@ -72,22 +74,31 @@ class Contender(Protocol):
 
 @dataclass
 class Clock:
-    """A progress that keeps how long each stage took and how many items it finished."""
+    """A progress that keeps how long each stage took, by wall clock and of processor time, and how many items it finished."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    processor: dict[str, float] = field(default_factory=dict)
     items: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
         """See `semlens_audit.progress.Progress`."""
-        self.items[name] = 0
 
         def advance(count: int) -> None:
-            self.items[name] += count
+            self.items[name] = self.items.get(name, 0) + count
 
-        begun = time.perf_counter()
+        begun, processor = time.perf_counter(), time.process_time()
         yield advance
-        self.seconds[name] = time.perf_counter() - begun
+        # a stage comes twice where some layers are computed in another arithmetic than others
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+        self.processor[name] = self.processor.get(name, 0.0) + time.process_time() - processor
+
+    def cost(self, parts: Mapping[str, Sequence[str]], items: Mapping[str, int]) -> Cost:
+        """Cost of the stages of each part; what chooses the arithmetic is the part ``settle``, outside the processor time."""
+        seconds = {part: sum(self.seconds.get(title, 0.0) for title in titles) for part, titles in parts.items()}
+        seconds["settle"] = sum(value for title, value in self.seconds.items() if title.startswith(SETTLING))
+        processor = sum(self.processor.get(title, 0.0) for titles in parts.values() for title in titles)
+        return Cost(seconds, processor, {**items, "settle": 1})
 
 
 class Stopwatch:
@@ -141,23 +152,23 @@ class OurActivations(_Ours):
         """See `Contender.run`."""
         from semlens_audit.digest import digest
         from semlens_audit.passes import forward_pass
-        from semlens_audit.progress import SilentProgress
         from semlens_audit.stages import stage_inputs
         from semlens_audit.store import Store
 
-        inputs = stage_inputs(self.plan, self.data)
-        watch = Stopwatch()
+        inputs, clock, settled = stage_inputs(self.plan, self.data), Clock(), []
         with TemporaryDirectory() as folder, Store.open(Path(folder) / "store.duckdb") as store:
-            with watch.part("activations"):
-                forward_pass(self.indexed, store, self.engine, inputs, SilentProgress())
+            forward_pass(self.indexed, store, self.engine, inputs, clock)
             for layer in self.setting.layers:
+                state = store.stage(digest(inputs[f"references:{layer}"]))
+                settled.append(str(state.facts.get("precision", "fp32")) if state else "")
                 rows = store.arrays(
                     "SELECT component, rank, sample FROM reference WHERE stage = ?", (digest(inputs[f"references:{layer}"]),)
                 )
                 ids = np.full((rows["component"].max() + 1, self.setting.references), -1)
                 ids[rows["component"], rows["rank"]] = rows["sample"]
                 self.found[f"ids:{layer}"] = ids
-        return watch.cost({"activations": len(self.data.samples)})
+        self.found["precision"] = np.array(", ".join(settled))
+        return clock.cost({"activations": ["Outputs and reference samples"]}, {"activations": len(self.data.samples)})
 
 
 class OurCrops(_Ours):
@@ -182,13 +193,11 @@ class OurCrops(_Ours):
         from semlens_audit.vectors import crop_vectors
 
         inputs, clock, layer = stage_inputs(self.plan, self.data), Clock(), self.setting.layer
-        begun = time.process_time()
         with TemporaryDirectory() as folder, Store.open(Path(folder) / "store.duckdb") as store:
             self._give_references(store, digest(inputs[f"references:{layer}"]))
             crop_pass(self.indexed, store, self.engine, inputs, clock)
-            settle_precision(self.plan, self.data, store, self.engine.bench.foundation, inputs, Clock())
+            settle_precision(self.plan, self.data, store, self.engine.bench.foundation, inputs, clock)
             embedding_pass(self.indexed, store, self.engine, inputs, clock)
-            processor = time.process_time() - begun
             crops, pool = digest(inputs[f"crops:{layer}"]), digest(inputs["foundation"])
             component, rank, vectors = crop_vectors(store, crops, pool)
             boxes = store.arrays("SELECT component, rank, x0, y0, x1, y1 FROM crop WHERE stage = ?", (crops,))
@@ -202,10 +211,9 @@ class OurCrops(_Ours):
         self.found["precision"] = np.array(str(facts.facts["precision"]) if facts else "")
         # a crop that is the whole view is embedded as that: the views count as crops, though an audit needs them in any case
         stages = {"crop": [f"Crops, {layer}"], "embed": ["Embeddings, whole images", f"Embeddings, {layer}"]}
-        self.found["distinct"] = np.array(sum(clock.items[title] for title in stages["embed"]))
-        seconds = {part: sum(clock.seconds[title] for title in titles) for part, titles in stages.items()}
+        self.found["distinct"] = np.array(sum(clock.items.get(title, 0) for title in stages["embed"]))
         count = int(np.prod(shape))
-        return Cost(seconds, processor, {"crop": count, "embed": count})
+        return clock.cost(stages, {"crop": count, "embed": count})
 
     def _give_references(self, store: Any, key: str) -> None:
         ids = self.exact["ids"]

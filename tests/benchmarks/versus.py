@@ -159,7 +159,7 @@ def measure(measured: Measured, folder: Path) -> list[Row]:
         _row(measured, "activation path, an image", finding, ["activations"], forward, _ids_agree(measured, exact)),
         _row(measured, "crop, a crop", cropping, ["crop"], first, boxes),
         _row(measured, "embed, a crop", cropping, ["embed"], second, "; ".join(filter(None, [vectors, share]))),
-        _row(measured, "crop + embed, a crop", cropping, ["crop", "embed"], both, ""),
+        _row(measured, "crop + embed, a crop", cropping, ["crop", "embed"], both, _settling(measured, "ours-crops")),
     ]
 
 
@@ -168,7 +168,7 @@ def _row(
 ) -> Row:
     every = [[sum(cost.each(part) for part in parts) for cost in measured.costs.get(name, [])] for name in names]
     ours, theirs = every
-    whole = set(parts) >= set(measured.costs[names[0]][0].items)
+    whole = set(parts) >= set(measured.costs[names[0]][0].items) - {"settle"}
     processor = [
         [cost.processor / cost.items[parts[0]] for cost in measured.costs.get(name, [])] if whole else [] for name in names
     ]
@@ -194,7 +194,14 @@ def _ids_agree(measured: Measured, exact: dict[str, np.ndarray]) -> str:
     ours = measured.found["ours-activations"]
     theirs = measured.found.get("semanticlens")
     said = f"the same reference samples as all values sorted in single precision: {mean(exact, ours)}"
-    return said if theirs is None else f"{said} (semanticlens: {mean(exact, theirs)}); in common: {mean(ours, theirs)}"
+    said += "" if theirs is None else f" (semanticlens: {mean(exact, theirs)}); in common: {mean(ours, theirs)}"
+    return f"{said}; arithmetic of the layers {ours['precision']}; {_settling(measured, 'ours-activations')}"
+
+
+def _settling(measured: Measured, name: str) -> str:
+    """What choosing the arithmetic cost, which does not grow with the data, and is not among the times."""
+    seconds = np.median([cost.seconds["settle"] for cost in measured.costs[name]])
+    return f"choosing the arithmetic, once for a store: {seconds:.1f} s"
 
 
 def _crops_agree(measured: Measured) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.benchmarks import agreement, growth, peer_world, published, versus
-from tests.benchmarks.contenders import CONTENDERS, Cost, Remote
+from tests.benchmarks.contenders import CONTENDERS, Clock, Cost, Remote
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,18 @@ def test_costs_are_by_item():
     assert Cost({"crop": 3.0}, 1.0, {"crop": 6}).each("crop") == 0.5
 
 
+def test_a_clock_adds_up_a_stage_that_comes_twice_and_keeps_settling_apart():
+    clock = Clock()
+    for title in ("Arithmetic", "Crops, wide", "Crops, wide"):
+        with clock.stage(title, 4) as advance:
+            advance(2)
+    cost = clock.cost({"crop": ["Crops, wide"]}, {"crop": 8})
+    assert clock.items == {"Arithmetic": 2, "Crops, wide": 4}
+    assert cost.seconds == {"crop": clock.seconds["Crops, wide"], "settle": clock.seconds["Arithmetic"]}
+    assert cost.processor == clock.processor["Crops, wide"]
+    assert cost.items == {"crop": 8, "settle": 1}
+
+
 def test_sections_are_replaced_between_their_marks(tmp_path: Path):
     document = tmp_path / "README.md"
     document.write_text("before\n<!-- warm -->\nold\n<!-- end of warm -->\nafter\n")
@@ -116,6 +128,7 @@ def test_all_of_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert rows["crop"]["theirs"] > 0
     assert "the same reference samples as all values sorted in single precision: 100.0 %" in rows["activation path"]["said"]
     assert float(rows["crop"]["said"].split("median ")[1].split(",")[0]) >= 0.9
+    assert "choosing the arithmetic, once for a store" in rows["activation path"]["said"]
     assert float(rows["embed"]["said"].split("least ")[1].split(";")[0]) >= 0.99
     assert len(found["growth"]) == 4
     assert [row["most"] for row in found["warm"]] == [0.3, 1.0, 0.4]
