@@ -188,6 +188,9 @@ def _kind(module: torch.nn.Module) -> str:
     return "exported" if name == "InterpreterModule" else name
 
 
+_UNITS = frozenset({"GELU", "GELUTanh", "QuickGELU", "ReLU", "ReLU6", "LeakyReLU", "SiLU", "Mish", "ELU", "Hardswish", "SquaredReLU"})
+
+
 def default_layers(found: Survey) -> tuple[str, ...]:
     """The layers that an audit does well to begin with: what the last two stages give, or the last two blocks.
 
@@ -195,11 +198,28 @@ def default_layers(found: Survey) -> tuple[str, ...]:
     that does most of its operations there and ends last is taken; where there are no blocks, as in VGG, the last operation there.
     Networks of one resolution, such as vision transformers, consist of equal blocks, of which the last two are taken.
 
+    Of a block with attention, and of any in a network of one resolution, the non-linearity of its last perceptron is meant rather than
+    its output: that is the residual stream, which has no axes of its own, and whose activation x gradient adds up to nothing before a
+    layer norm.
+
     Returns
     -------
     tuple of str
         At most two names, in the order of execution; empty where the network has no such structure.
     """
+    chosen, equal = _stages(found)
+    parents = {row.name: row.parent for row in found.layers}
+    result = []
+    for name in chosen:
+        inside = [row for row in found.layers if name in _ancestors(row.name, parents)]
+        stream = equal or any("attention" in row.kind.lower() for row in inside)
+        units = [row.name for row in inside if row.kind in _UNITS and row.layout is not None] if stream else []
+        result.append(units[-1] if units else name)
+    return tuple(result)
+
+
+def _stages(found: Survey) -> tuple[tuple[str, ...], bool]:
+    """The last two stages, or the last two of equal blocks; and whether they are the latter."""
     sides = {row.name: row.side for row in found.layers}
     parents = {row.name: row.parent for row in found.layers}
     there: dict[str, dict[int | None, int]] = defaultdict(lambda: defaultdict(int))
@@ -216,7 +236,7 @@ def default_layers(found: Survey) -> tuple[str, ...]:
             work[row.side] += row.own
     stages = [side for side in sorted(work, reverse=True) if found.share(work[side]) >= _LEAST_SHARE]
     if len(stages) < 2 or _isotropic(found, stages, work):
-        return _last_blocks(found, inner)
+        return _last_blocks(found, inner), True
     chosen: list[str] = []
     for side in reversed(stages):
         larger = next((other for other in reversed(stages) if other > side), None)
@@ -231,7 +251,7 @@ def default_layers(found: Survey) -> tuple[str, ...]:
             depth = min(len(_ancestors(row.name, parents)) for row in blocks or rest)
             chosen.append([row.name for row in blocks or rest if len(_ancestors(row.name, parents)) == depth][-1])
     order = list(sides)
-    return tuple(sorted(chosen, key=order.index))
+    return tuple(sorted(chosen, key=order.index)), False
 
 
 def _belongs(row: LayerCost, side: int, larger: int | None, work: dict[int | None, int]) -> bool:

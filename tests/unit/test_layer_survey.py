@@ -33,13 +33,13 @@ FAMILIES = [
     ("timm", "efficientnet_b0", 64, ("blocks.4", "blocks.6")),
     ("timm", "convnext_atto", 64, ("stages.2", "stages.3")),
     ("torchvision", "convnext_tiny", 64, ("features.5", "features.7")),
-    ("torchvision", "swin_t", 224, ("features.5", "features.7")),
-    ("timm", "swin_tiny_patch4_window7_224", 224, ("layers.2", "layers.3")),
-    ("timm", "vit_tiny_patch16_224", 224, ("blocks.10", "blocks.11")),
-    ("timm", "deit_tiny_distilled_patch16_224", 224, ("blocks.10", "blocks.11")),
-    ("torchvision", "vit_b_16", 224, ("encoder.layers.encoder_layer_10", "encoder.layers.encoder_layer_11")),
-    ("timm", "mixer_s32_224", 224, ("blocks.6", "blocks.7")),
-    ("timm", "pvt_v2_b0", 64, ("stages.2", "stages.3")),
+    ("torchvision", "swin_t", 224, ("features.5.5.mlp.1", "features.7.1.mlp.1")),
+    ("timm", "swin_tiny_patch4_window7_224", 224, ("layers.2.blocks.5.mlp.act", "layers.3.blocks.1.mlp.act")),
+    ("timm", "vit_tiny_patch16_224", 224, ("blocks.10.mlp.act", "blocks.11.mlp.act")),
+    ("timm", "deit_tiny_distilled_patch16_224", 224, ("blocks.10.mlp.act", "blocks.11.mlp.act")),
+    ("torchvision", "vit_b_16", 224, ("encoder.layers.encoder_layer_10.mlp.1", "encoder.layers.encoder_layer_11.mlp.1")),
+    ("timm", "mixer_s32_224", 224, ("blocks.6.mlp_channels.act", "blocks.7.mlp_channels.act")),
+    ("timm", "pvt_v2_b0", 64, ("stages.2.blocks.1.mlp.act", "stages.3.blocks.1.mlp.act")),
     ("timm", "regnety_002", 64, ("s3", "s4")),
 ]
 
@@ -132,11 +132,11 @@ def test_an_architecture_by_its_name():
     code, text = call("timm:vit_tiny_patch16_224", "--size", "32", "--argument", "img_size=32", "--argument", "depth=3", "--json")
     assert code == 0
     told = json.loads(text)
-    assert told["default"] == ["blocks.1", "blocks.2"]
-    row = next(one for one in told["layers"] if one["name"] == "blocks.2")
+    assert told["default"] == ["blocks.1.mlp.act", "blocks.2.mlp.act"]
+    row = next(one for one in told["layers"] if one["name"] == "blocks.2.mlp.act")
     assert row["semantics"] == "token features"
-    assert (row["shape"], row["components"], row["grid"], row["prefix_tokens"]) == ([5, 192], 192, 2, 1)
-    assert row["crops"] == 192 * 30
+    assert (row["shape"], row["components"], row["grid"], row["prefix_tokens"]) == ([5, 768], 768, 2, 1)
+    assert row["crops"] == 768 * 30
     assert row["attribution"]["method"] == "activation_x_gradient"
     assert "attention" in row["attribution"]["reason"]
     assert not told["trained"]
