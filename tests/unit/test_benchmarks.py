@@ -69,11 +69,11 @@ def test_exact_reference_samples_break_ties_by_the_smaller_id():
 
 def test_a_row_says_what_falls_short():
     row = versus.Row("crop + embed, a crop", 0.02, 0.18, (9.0, 8.0, 12.0), None, (0.015, 0.004), "said", (10**9, None))
-    assert "≥ 10: **falls short**, ≤ 1.5 × floor |" in row.markdown()
+    assert "| ≥ 10: **falls short**; ≤ 1.5 × the networks alone: fp32 met, bf16 **falls short** |" in row.markdown()
     assert "| 20.0 | 180.0 | 9.0 (8.0–12.0) | – |" in row.markdown()
     assert "| 15.0, 4.00 | 1.3, 5.0 | said | 1.00, – |" in row.markdown()
     slow = versus.Row("activation path, an image", 0.02, None, None, None, (0.01, 0.009), "", (None, None))
-    assert "≥ 3, ≤ 1.5 × floor: **falls short** |" in slow.markdown()
+    assert "| ≥ 3; ≤ 1.5 × the networks alone: fp32 **falls short**, bf16 **falls short** |" in slow.markdown()
 
 
 def test_costs_are_by_item():
