@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from semlens_audit.errors import ExecutionError, UsageError
 
-__all__ = ["DATABASE", "LEAST_DATABASE", "Allowance", "Limit", "divide", "parse_size", "resident", "show_size"]
+__all__ = ["DATABASE", "LEAST_DATABASE", "Allowance", "Limit", "divide", "parse_size", "release", "resident", "show_size"]
 
 DATABASE = 256 << 20
 """Bytes that the database may hold where no limit is given: caching more of an index makes nothing quicker."""
@@ -70,6 +71,17 @@ def _status(field: str) -> int | None:
     return int(found[1]) << 10 if found and len(found) == 3 and found[2] == "kB" else None
 
 
+def release() -> None:
+    """Give memory that is free, but kept by the C library for later, back to the system; where that is not glibc, nothing is done.
+
+    Tensors and query results of changing sizes leave gaps in its heap, so that what a process holds grows with the length of a pass
+    though what it uses does not.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 @dataclass(frozen=True)
 class Allowance:
     """What those who can do with less may take.
@@ -85,7 +97,7 @@ class Allowance:
     """
 
     database: int = DATABASE
-    waiting: int = 32 << 20
+    waiting: int = 8 << 20
     ahead: int = 256 << 20
 
 
@@ -98,7 +110,7 @@ def divide(limit: int | None) -> Allowance:
         return Allowance()
     return Allowance(
         database=min(DATABASE, max(LEAST_DATABASE, limit // 8)),
-        waiting=min(32 << 20, limit // 16),
+        waiting=min(8 << 20, limit // 16),
         ahead=min(256 << 20, limit // 16),
     )
 

@@ -6,6 +6,7 @@ was asked writes the store, so that every engine leaves the same bytes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from semlens_audit.data import DataSet
 from semlens_audit.devices import find_device
 from semlens_audit.execution import Execution
-from semlens_audit.memory import Allowance, Limit, divide
+from semlens_audit.memory import Allowance, Limit, divide, release
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
 from semlens_audit.prefetch import prefetched
@@ -155,6 +156,10 @@ class Engine(Protocol):
         ...
 
 
+_RELEASE = 0.2
+"""Seconds after which memory that is free is given back."""
+
+
 class LocalEngine:
     """Does all work in this process.
 
@@ -173,11 +178,14 @@ class LocalEngine:
 
     def run(self, work: Work[Item, Ready, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
         """See `Engine.run`."""
-        prepare = partial(work.prepare, self.bench)
+        prepare, released = partial(work.prepare, self.bench), time.monotonic()
         for item, ready in prefetched(prepare, items, workers=work.threads, ahead=work.ahead):
             computed = work.compute(self.bench, item, ready)
             self._limit.require("The index")
             yield item, computed
+            if time.monotonic() - released > _RELEASE:
+                release()
+                released = time.monotonic()
 
     def forget_subject(self) -> None:
         """See `Engine.forget_subject`."""
