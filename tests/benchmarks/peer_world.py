@@ -62,9 +62,9 @@ class Setting:
     encoder: str
     layers: tuple[str, ...]
     layer: str
-    components: int = 16
+    components: int = 64
     images: int = 256
-    cropped: int = 32
+    cropped: int = 128
     references: int = 30
     measured: int = 1
     threshold: float = 0.01
