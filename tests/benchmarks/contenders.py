@@ -178,13 +178,19 @@ class OurCrops(_Ours):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        from semlens_audit import stages
-
-        stages.NULL_CROPS = 8  # random crops are no part of the published path
         _ = self.engine.bench.foundation
 
     def run(self, turn: int) -> Cost:
         """See `Contender.run`."""
+        from semlens_audit import stages
+
+        usual, stages.NULL_CROPS = stages.NULL_CROPS, 8  # random crops are no part of the published path
+        try:
+            return self._run()
+        finally:
+            stages.NULL_CROPS = usual
+
+    def _run(self) -> Cost:
         from semlens_audit.crops import crop_pass
         from semlens_audit.digest import digest
         from semlens_audit.regions import embedding_pass, settle_precision

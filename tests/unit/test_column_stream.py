@@ -28,7 +28,7 @@ def through(*columns: Any) -> list[np.ndarray]:
         return list(connection.execute("SELECT * FROM kept").fetchnumpy().values())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data(), st.integers(1, 60), st.integers(1, 9))
 def test_numbers_and_vectors_come_back_to_the_bit(data: st.DataObject, rows: int, width: int) -> None:
     kind = data.draw(st.sampled_from(["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8"]))
@@ -41,7 +41,7 @@ def test_numbers_and_vectors_come_back_to_the_bit(data: st.DataObject, rows: int
     np.testing.assert_array_equal(np.stack(stacked), vectors)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=9), min_size=1, max_size=40))
 def test_text_with_gaps(values: list[str | None]) -> None:
     if any(value is not None for value in values):

@@ -108,42 +108,40 @@ def build(folder: Path, *limit: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, str(folder), *map(str, limit)], capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same world with 100 and with 800 samples."""
-    few, many = (world.write_world(tmp_path_factory.mktemp("world")) for _ in range(2))
-    world.write_images(few / "images", samples=100)
-    world.write_images(many / "images", samples=800)
-    return few, many
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """A world with 100 samples, indexed without a limit."""
+    folder = world.write_world(tmp_path / "few")
+    world.write_images(folder / "images", samples=100)
+    return folder
 
 
 @pytest.mark.skipif(resident() is None, reason="the system does not tell how much memory a process holds")
 class TestIndex:
-    def test_memory_does_not_grow_with_the_samples(self, worlds: tuple[Path, Path]) -> None:
+    def test_memory_does_not_grow_with_the_samples(self, few: Path, tmp_path: Path) -> None:
+        many = world.write_world(tmp_path / "many")
+        world.write_images(many / "images", samples=800)
         peaks = []
-        for folder in worlds:
+        for folder in (few, many):
             done = build(folder)
             assert done.returncode == 0, done.stderr
             peaks.append(int(done.stdout.split()[-1]))
         assert peaks[1] < 1.1 * peaks[0]
 
-    def test_a_limit_that_is_too_small_ends_it_and_a_larger_one_goes_on(
-        self, worlds: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_limit_that_is_too_small_ends_it_and_a_larger_one_goes_on(self, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from semlens_audit import index, stages
         from semlens_audit.store import Store
 
-        folder = worlds[0]
-        (folder / "store.duckdb").rename(folder / "unlimited.duckdb")
-        done = build(folder, 300 << 20)
+        monkeypatch.setattr(stages, "NULL_CROPS", 40)
+        plan = world.plan(few, world.audit(layers=["layer3"]))
+        index.build(plan)
+        (few / "store.duckdb").rename(few / "unlimited.duckdb")
+        done = build(few, 300 << 20)
         assert done.returncode != 0
         assert "memory-exceeded" in done.stderr
-        monkeypatch.setattr(stages, "NULL_CROPS", 40)
-        index.build(world.plan(folder, world.audit(layers=["layer3"])))
-        with Store.open(folder / "store.duckdb") as limited, Store.open(folder / "unlimited.duckdb") as unlimited:
+        index.build(plan)
+        with Store.open(few / "store.duckdb") as limited, Store.open(few / "unlimited.duckdb") as unlimited:
             assert limited.content_digest() == unlimited.content_digest()
-
-
 
 
 def test_memory_between_what_is_kept_is_given_back() -> None:
