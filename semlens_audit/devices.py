@@ -10,7 +10,14 @@ from semlens_audit.store import StageState
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe", "device_of", "find_device", "has_bfloat16", "on_device", "require_same"]
+__all__ = ["describe", "device_of", "find_device", "has_bfloat16", "on_device", "require_name", "require_same"]
+
+
+def require_name(name: str) -> None:
+    """Raise a `UsageError` ``unknown-device`` unless `name` is one that a device can have; needs no torch."""
+    kind, _, number = name.partition(":")
+    if name != "auto" and (kind not in ("cpu", "cuda") or (":" in name and not (kind == "cuda" and number.isdecimal()))):
+        raise UsageError("unknown-device", f"{name!r} is no device.", "Write auto, cpu, cuda or cuda:N.")
 
 
 def find_device(name: str) -> torch.device:
@@ -28,9 +35,8 @@ def find_device(name: str) -> torch.device:
     """
     import torch
 
+    require_name(name)
     kind, _, number = name.partition(":")
-    if name != "auto" and (kind not in ("cpu", "cuda") or (":" in name and not (kind == "cuda" and number.isdecimal()))):
-        raise UsageError("unknown-device", f"{name!r} is no device.", "Write auto, cpu, cuda or cuda:N.")
     if kind == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

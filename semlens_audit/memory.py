@@ -24,6 +24,8 @@ _UNITS = {
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[a-zA-Z]*)\s*")
 _LEAST = 128 << 20
 """Less than the interpreter with its libraries takes anywhere."""
+_MOST = 1 << 62
+"""More than there is anywhere."""
 
 
 def parse_size(text: str) -> int:
@@ -38,7 +40,8 @@ def parse_size(text: str) -> int:
     unit = match["unit"].lower() if match else None
     if match is None or unit not in _UNITS:
         raise UsageError("bad-size", f"{text!r} is no size of memory.", "Write a number and a unit, such as 4GB or 800MiB.")
-    size = int(float(match["number"]) * _UNITS[unit])
+    value = float(match["number"]) * _UNITS[unit]
+    size = int(min(value, _MOST))
     if size < _LEAST:
         raise UsageError(
             "memory-too-small",

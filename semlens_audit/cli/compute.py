@@ -70,8 +70,11 @@ def execution(
     Raises
     ------
     UsageError
-        ``bad-size``, ``memory-too-small``; ``ray-only`` for options that only the Ray engine has.
+        ``unknown-device``; ``bad-size``, ``memory-too-small``; ``ray-only`` for options that only the Ray engine has.
     """
+    from semlens_audit.devices import require_name
+
+    require_name(device)  # also where nothing is left to compute
     if engine != "ray" and (address is not None or workers is not None):
         option = "--address" if address is not None else "--workers"
         raise UsageError("ray-only", f"{option} is for the Ray engine.", "Add --engine ray, or leave it out.")

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from semlens_audit import index
 from semlens_audit.cli import app
+from semlens_audit.cli.compute import execution
 from semlens_audit.devices import describe, device_of, find_device, has_bfloat16, on_device, require_same
 from semlens_audit.errors import ExecutionError, UsageError
 from semlens_audit.execution import Execution
@@ -34,6 +35,9 @@ class TestNames:
     def test_other_names_are_refused(self, name: str) -> None:
         with pytest.raises(UsageError) as caught:
             find_device(name)
+        assert caught.value.slug == "unknown-device"
+        with pytest.raises(UsageError) as caught:  # before anything is read: an index that is complete asks for no device
+            execution(device=name)
         assert caught.value.slug == "unknown-device"
 
     @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
