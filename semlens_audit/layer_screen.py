@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["print_layers"]
 
 _MOST_UNUSED = 6
+_PLAIN = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
+_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "y", "n", "null"})
+"""What YAML, of either version, reads as something else than text."""
 
 
 def print_layers(listing: Listing, *, everything: bool = False, console: Console | None = None) -> None:
@@ -81,11 +86,17 @@ def _print_notes(listing: Listing, console: Console) -> None:
     for told, names in alike.items():
         console.print(Text(f"{', '.join(names)}: {told} (on noise{'' if listing.trained else ', with random weights'})."))
     if listing.chosen:
-        console.print(Text(f"● To begin with:  layers: [{', '.join(listing.chosen)}]"))
+        console.print(Text(f"● To begin with:  layers: [{', '.join(map(_yaml, listing.chosen))}]"))
     else:
         console.print(Text("No stages or repeated blocks are found to begin with: choose layers from the list."))
     if listing.asked:
-        console.print(Text(f"○ The audit names: layers: [{', '.join(listing.asked)}]"))
+        console.print(Text(f"○ The audit names: layers: [{', '.join(map(_yaml, listing.asked))}]"))
+
+
+def _yaml(name: str) -> str:
+    """A layer's name as an audit file takes it: quoted where YAML would read something else, as of a number."""
+    plain = _PLAIN.fullmatch(name) and name.lower() not in _WORDS
+    return name if plain else json.dumps(name, ensure_ascii=False)
 
 
 def output(row: LayerCost) -> str:

@@ -46,7 +46,7 @@ def layers(
     from semlens_audit import layer_listing, layer_screen
 
     path = Path(model)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or _is_file(path):
         if size is not None or argument:
             raise UsageError("unused-option", "--size and --argument are for models by name; the audit file says both.", "Leave them out.")
         listing = layer_listing.list_audit(read_plan(path), allow_code=allow_code)
@@ -56,6 +56,13 @@ def layers(
         print_json(listing.values())
     else:
         layer_screen.print_layers(listing, everything=everything)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long for a file's name
+        return False
 
 
 def _arguments(given: list[str]) -> dict[str, Any]:

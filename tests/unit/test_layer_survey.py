@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import semlens_audit._torchvision  # noqa: F401  # isort: skip
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,15 @@ import pytest
 import timm
 import torch
 import torchvision
+from rich.console import Console
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from semlens_audit.cli import app
 from semlens_audit.errors import AuditError
-from semlens_audit.layer_listing import list_architecture
-from semlens_audit.layer_survey import Survey, default_layers, survey
+from semlens_audit.layer_listing import Listing, list_architecture
+from semlens_audit.layer_screen import print_layers
+from semlens_audit.layer_survey import LayerCost, Survey, default_layers, survey
 from semlens_audit.layouts import Layout
 
 torch.set_num_threads(1)
@@ -162,7 +166,8 @@ def test_every_layer_on_demand():
 @pytest.mark.parametrize(
     ("arguments", "slug"),
     [
-        (["nowhere"], "unknown-model"), (["timm:resnett18"], "unknown-architecture"), (["jax:resnet"], "unknown-model"),
+        (["nowhere"], "unknown-model"), (["x" * 5000], "unknown-model"),
+        (["timm:resnett18"], "unknown-architecture"), (["jax:resnet"], "unknown-model"),
         (["timm:resnet18", "--argument", "x"], "bad-argument"), (["timm:vit_tiny_patch16_224", "--size", "100"], "model-fails"),
         (["export:none.pt2"], "code-not-allowed"), (["export:none.pt2", "--allow-code"], "bad-export"),
         ([str(ROOT / "audits" / "phantom-clean.yaml"), "--size", "32"], "unused-option"),
@@ -172,6 +177,16 @@ def test_what_cannot_be_listed_is_said(arguments, slug):
     code, text = call(*arguments)
     assert code in (2, 4)
     assert f"[{slug}]" in text
+
+
+def test_names_are_written_as_an_audit_file_takes_them():
+    names = ["layer3", "blocks.1.mlp.act", "1", "1.0", "1e5", "on", "a b: [x] #1", 'say "x"', "été"]
+    found = Survey(tuple(LayerCost(n, "ReLU", "", Layout.MAPS, (4, 2, 2), 4, 2, 0, 1, 1) for n in names), (), 1, 8)
+    console = Console(file=io.StringIO(), width=400)
+    print_layers(Listing("m", True, found, tuple(names), tuple(names), 5, {}), console=console)
+    said = [line.partition("layers: ")[2] for line in console.file.getvalue().splitlines() if "layers: [" in line]
+    assert [YAML(typ="safe").load(text) for text in said] == [names, names]
+    assert said[0].startswith("[layer3, blocks.1.mlp.act,")
 
 
 def test_a_zero_shot_model_by_its_directory():
