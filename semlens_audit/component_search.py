@@ -14,11 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from semlens_audit.digest import canonical_json
 from semlens_audit.errors import StoreError
 from semlens_audit.search_codes import BLOCK, Codes, CodesDamagedError, write_codes
 from semlens_audit.store import Store
 
-__all__ = ["ComponentSearch", "Hit", "cache_folder"]
+__all__ = ["ComponentSearch", "Hit", "cache_folder", "when_finished"]
 
 _FEW = 20_000
 _CHUNK = 256
@@ -46,6 +47,13 @@ class Hit:
 def cache_folder(store: Path) -> Path:
     """Folder beside a store for what can be made from it again: it may be deleted at any time."""
     return store.with_name(f"{store.name}.cache")
+
+
+def when_finished(store: Store, stage: str) -> str:
+    """When a stage was last finished, so that what was kept of rows that were computed anew since is told apart; empty if unknown."""
+    detail = canonical_json({"stage": stage})
+    found = store.rows("SELECT max(\"at\") FROM run_log WHERE event = 'stage-finished' AND detail = ?", (detail,))
+    return "" if found[0][0] is None else str(found[0][0].isoformat(timespec="microseconds"))
 
 
 class ComponentSearch:
@@ -171,13 +179,13 @@ class ComponentSearch:
             return self._codes[stage, column]
         path = cache_folder(self._store.path) / f"{stage}.{column}.codes"
         rows, dimension = self._size(stage, column)
-        codes = None
+        owner, codes = f"{stage} {when_finished(self._store, stage)}", None
         try:
-            codes = None if anew else _usable(path, stage, column, rows)
+            codes = None if anew else _usable(path, owner, column, rows)
             if codes is None:
                 path.parent.mkdir(exist_ok=True)
-                write_codes(path, stage, column, rows, dimension, lambda: self._blocks(stage, column))
-                codes = Codes.open(path, stage, column)
+                write_codes(path, owner, column, rows, dimension, lambda: self._blocks(stage, column))
+                codes = Codes.open(path, owner, column)
         except OSError:  # a folder that cannot be written, or a full disk: without codes the answer only takes longer
             codes = None
         self._codes[stage, column] = codes
@@ -196,10 +204,10 @@ class ComponentSearch:
         return None
 
 
-def _usable(path: Path, stage: str, column: str, rows: int) -> Codes | None:
+def _usable(path: Path, owner: str, column: str, rows: int) -> Codes | None:
     """The codes in a file, or ``None`` where there is none that can be trusted."""
     try:
-        codes = Codes.open(path, stage, column)
+        codes = Codes.open(path, owner, column)
     except (CodesDamagedError, FileNotFoundError):
         return None
     return codes if len(codes.component) == rows else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from semlens_audit import scores
-from semlens_audit.component_search import ComponentSearch, cache_folder
+from semlens_audit.component_search import ComponentSearch, cache_folder, when_finished
 from semlens_audit.data import open_data
 from semlens_audit.digest import digest, digest_array
 from semlens_audit.errors import StoreError, UsageError
@@ -186,7 +186,10 @@ class Explorer:
         templates = self._plan.spec.templates
         described = foundation.embed_texts(prompts(templates, [text or ""])).astype(np.float64)
         empty = foundation.embed_texts(prompts(templates, [""])).astype(np.float64)
-        return np.asarray(scores.template_probes(described[None], empty)[0])
+        probe = np.asarray(scores.template_probes(described[None], empty)[0])
+        if not probe.any():
+            raise UsageError("empty-query", f"The text {text!r} says nothing.", 'Write what to look for, e.g. "a ruler".')
+        return probe
 
     def _centre(self, null: str, pool: str) -> np.ndarray:
         if null not in self._centres:
@@ -197,9 +200,10 @@ class Explorer:
         """(C, K) mean share of each component; read from relevance once, and kept beside the store where that can be written."""
         if layer not in self._shares:
             evidence = self._evidence
-            counted = [digest_array(evidence.labels), list(evidence.audited), self._keys[f"relevance:{layer}"]]
+            stage = self._keys[f"relevance:{layer}"]
+            counted = [digest_array(evidence.labels), list(evidence.audited), stage, when_finished(self._store, stage)]
             self._shares[layer] = kept_array(
-                cache_folder(self._store.path) / f"{self._keys[f'relevance:{layer}']}.{digest(counted)[:16]}.shares",
+                cache_folder(self._store.path) / f"{stage}.{digest(counted)[:16]}.shares",
                 (len(evidence.audited), len(self._sources[layer].dead)),
                 lambda: class_shares(self._sources[layer], evidence.labels, evidence.audited),
             )

@@ -138,6 +138,18 @@ class TestFile:
         file.unlink()
         self.expected(store, layers, search)
 
+    def test_of_embeddings_that_were_computed_anew_it_is_made_anew(self, store: Store, layers: dict[str, np.ndarray]) -> None:
+        store.log("stage-finished", {"stage": "b"})
+        self.expected(store, layers)
+        (file,) = cache_folder(store.path).iterdir()
+        anew = {"b": np.random.default_rng(77).normal(size=layers["b"].shape).astype(np.float32)}
+        with store.transaction():
+            store.execute("DELETE FROM meaning WHERE stage = 'b'")
+            store.append("meaning", stage="b", component=np.arange(len(anew["b"])), vector=anew["b"], centred=-anew["b"])
+            store.log("stage-finished", {"stage": "b"})
+        self.expected(store, anew)
+        assert list(cache_folder(store.path).iterdir()) == [file]
+
     def test_one_of_another_stage_or_size_is_not_used(self, store: Store, layers: dict[str, np.ndarray]) -> None:
         ComponentSearch(store, few=0).nearest({"a": np.ones(37)}, "vector", 1)
         (other,) = cache_folder(store.path).iterdir()

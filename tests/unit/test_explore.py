@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,12 @@ class TestSearch:
                 explore.search(plan, **more)
             assert caught.value.slug == "one-query"
 
+    @pytest.mark.parametrize("text", ["", "  "])
+    def test_a_text_that_says_nothing_is_refused(self, plan: AuditPlan, text: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            explore.search(plan, text=text)
+        assert caught.value.slug == "empty-query"
+
     def test_text_needs_a_text_tower(self, tmp_path: Path) -> None:
         folder = world.write_world(tmp_path)
         values = world.audit(
@@ -176,3 +183,20 @@ class TestExplorer:
                 file.write_bytes(content)
                 assert explore.components(plan, top=9) == wanted
                 assert file.read_bytes() == good
+
+    def test_shares_of_relevance_that_was_computed_anew_are_computed_anew(self, plan: AuditPlan, tmp_path: Path) -> None:
+        shutil.copytree(Path(plan.audit_file).parent, tmp_path / "copy")
+        copy = world.plan(tmp_path / "copy")
+        before = explore.components(copy, top=9)
+        with Store.open(tmp_path / "copy" / "store.duckdb") as store:
+            keys = index.evidence_stages(copy, open_data(copy, store.file_digest), store)
+            stage = store.stage(keys["relevance:layer1"])
+            assert stage is not None
+            store.execute(
+                "UPDATE relevance SET relevance = list_transform(relevance, lambda x, i: CAST(i AS FLOAT)) WHERE stage = ?",
+                (stage.key,),
+            )
+            store.finish(stage.key, stage.facts)
+        after = explore.components(copy, top=9)
+        assert [row.share for row in after if row.layer == "layer1"] != [row.share for row in before if row.layer == "layer1"]
+        assert [row for row in after if row.layer == "layer3"] == [row for row in before if row.layer == "layer3"]
