@@ -111,6 +111,9 @@ def _of_the_machine(error: BaseException) -> Problem | None:
             "The machine has too little free memory for this run.",
             "Lower measurement.batch_size in the audit file, or close other programs; finished stages are kept.",
         )
+    if isinstance(error, UnicodeEncodeError) and any("\udc80" <= letter <= "\udcff" for letter in error.object[error.start : error.end]):
+        name = error.object[max(0, error.start - 40) : error.end + 40]
+        return Problem("name-not-utf8", f"The name of a file or folder is not UTF-8: {name}", "Rename it, then run the same command.")
     if not isinstance(error, OSError):
         return None
     file = error.filename if isinstance(error.filename, str) else None
@@ -150,7 +153,7 @@ def print_problems(problems: Sequence[Problem]) -> None:
 
 def _crash_file(error: BaseException, command: Sequence[str]) -> Path:
     handle, name = tempfile.mkstemp(prefix="semlens-audit-crash-", suffix=".txt")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(f"semlens-audit {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
         stream.write(f"command: {shlex.join(command)}\nfolder: {Path.cwd()}\n\n")
         stream.writelines(traceback.format_exception(error))

@@ -178,6 +178,7 @@ def test_an_interrupt_that_passed_through_exec_still_ends_with_the_exit_code() -
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/gone"), "no-such-file"),
         (IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "/folder"), "wrong-kind-of-file"),
         (MemoryError(), "out-of-memory"),
+        (UnicodeEncodeError("utf-8", "images/by\udcffte.png", 9, 10, "surrogates not allowed"), "name-not-utf8"),
     ],
 )
 def test_the_machines_failures_are_told_from_defects(
@@ -208,6 +209,16 @@ def test_a_defect_leaves_its_traceback_in_a_file(
     shown = capsys.readouterr().err
     assert str(crash) in shown
     assert "Traceback" not in shown
+
+
+def test_a_defect_with_names_of_other_encodings_is_told_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert guard(lambda: raising(ZeroDivisionError("in \udcff")), ["semlens-audit", "run", "by\udcffte.yaml"]) == ExitCode.INCOMPLETE
+    (crash,) = tmp_path.glob("semlens-audit-crash-*.txt")
+    assert "by\\udcffte.yaml" in crash.read_text()
+    assert "[unexpected]" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_neither_a_verdict_nor_a_traceback() -> None:
