@@ -22,7 +22,7 @@ from typing import Any, Literal
 from semlens_audit.digest import digest
 from semlens_audit.store import Store
 
-__all__ = ["EVENTS", "Entry", "Event", "account", "append", "complaints", "head", "missing", "of_audit", "read", "written"]
+__all__ = ["EVENTS", "Entry", "Event", "account", "append", "complaints", "head", "json_object", "missing", "of_audit", "read", "written"]
 
 Event = Literal["audit", "lock", "record", "repeat"]
 EVENTS: tuple[Event, ...] = ("audit", "lock", "record", "repeat")
@@ -51,11 +51,7 @@ class Entry:
     @cached_property
     def detail(self) -> dict[str, Any]:
         """The detail as plain values; empty where it is no JSON object."""
-        try:
-            value = json.loads(self.text)
-        except (ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
+        return json_object(self.text)
 
     @property
     def chained(self) -> bool:
@@ -66,6 +62,15 @@ class Entry:
     def sha256(self) -> str:
         """SHA-256 over time, event and detail."""
         return digest([self.at.isoformat(timespec="microseconds"), self.event, self.text])
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object in a field of the store; empty where it is damaged, which `store check` tells."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read(store: Store) -> tuple[Entry, ...]:

@@ -160,15 +160,23 @@ class Store:
                 "Set `store:` in the audit to another path.",
                 file=str(self.path),
             )
-        found, tool = self.rows("SELECT version, tool FROM store_version")[0]
-        versions = f"version {found}, written by semlens-audit {tool}; this is {__version__}, which reads version {VERSION}"
+        versions = self.rows("SELECT version, tool FROM store_version")
+        if len(versions) != 1:
+            raise StoreError(
+                "store-corrupt",
+                "The store is damaged: it does not say which version it has.",
+                "Restore it from a copy, or delete it and index again: everything in it can be computed anew.",
+                file=str(self.path),
+            )
+        ((found, tool),) = versions
+        which = f"version {found}, written by semlens-audit {tool}; this is {__version__}, which reads version {VERSION}"
         if found > VERSION:
             hint = "Upgrade semlens-audit, or set `store:` in the audit to another path."
-            raise StoreError("store-newer", f"The store has {versions}.", hint, file=str(self.path))
+            raise StoreError("store-newer", f"The store has {which}.", hint, file=str(self.path))
         if found < VERSION:
             if self.read_only:
                 hint = "Run `semlens-audit index` with this audit once; that brings the store up to date and keeps its content."
-                raise StoreError("store-older", f"The store has {versions}.", hint, file=str(self.path))
+                raise StoreError("store-older", f"The store has {which}.", hint, file=str(self.path))
             with self.transaction():
                 self._upgrade(found)
                 self.log("store-upgraded", {"from": found, "to": VERSION})

@@ -14,6 +14,7 @@ from typing import Any
 from semlens_audit import run_log
 from semlens_audit.digest import digest
 from semlens_audit.probe_texts import box_text, prompts
+from semlens_audit.run_log import json_object
 from semlens_audit.store import Store
 from semlens_audit.store_schema import TABLES
 
@@ -59,6 +60,9 @@ class _Stage:
 
 def check(store: Store) -> tuple[Damage, ...]:
     """Everything in a store that is not what it should be, stage by stage; empty for a store that is whole."""
+    tables = {name for (name,) in store.rows("SELECT table_name FROM duckdb_tables()")}
+    if lacking := [table.name for table in TABLES if table.name not in tables]:
+        return (Damage("file", f"It lacks the table {', '.join(lacking)}."),)
     found: list[Damage] = []
     rows = store.rows("SELECT key, name, complete, total, inputs, facts FROM stage ORDER BY rowid")
     for key, name, complete, total, text, facts in rows:
@@ -75,7 +79,7 @@ def check(store: Store) -> tuple[Damage, ...]:
             examine, remedy = _KINDS.get(str(inputs.get("stage")), (_nothing, _own))
             try:
                 what = list(examine(stage))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 what, remedy = [f"Its inputs or facts lack something: {error}."], _own
             found += [Damage(f"{name} ({key[:12]})", one, remedy(stage)) for one in what]
     return (*found, *_strays(store), *_caches(store), *_log(store))
@@ -107,7 +111,7 @@ def _pooled(stage: _Stage) -> tuple[tuple[str, tuple[object, ...]], ...]:
         f"SELECT rowid FROM region WHERE pool = ? QUALIFY row_number() OVER (PARTITION BY {_REGION} ORDER BY rowid) > 1"
     )
     found = stage.store.rows("SELECT key, inputs FROM stage WHERE inputs LIKE '%' || ? || '%'", (stage.key,))
-    users = [key for key, text in found if json.loads(text).get("pool") == stage.key]
+    users = [key for key, text in found if json_object(text).get("pool") == stage.key]
     return (
         (f"DELETE FROM region WHERE pool = ? AND ({bad})", (stage.key,)),
         (f"DELETE FROM region WHERE rowid IN ({double})", (stage.key,)),
@@ -338,6 +342,9 @@ def _caches(store: Store) -> Iterator[Damage]:
 def _log(store: Store) -> Iterator[Damage]:
     for complaint in run_log.complaints(run_log.read(store)):
         yield Damage("run_log", complaint)
+    others = store.rows("SELECT detail FROM run_log WHERE NOT list_contains(?, event)", (list(run_log.EVENTS),))
+    if broken := sum(not json_object(text) for (text,) in others):
+        yield Damage("run_log", f"{broken} entries about stages are no JSON object.")
 
 
 _Remedy = Callable[[_Stage], tuple[tuple[str, tuple[object, ...]], ...]]

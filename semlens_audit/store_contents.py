@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from semlens_audit.run_log import json_object
 from semlens_audit.store import Store
 from semlens_audit.store_schema import TABLES
 
@@ -111,9 +111,9 @@ def contents(store: Store, needed: Mapping[str, set[str]] | None = None) -> Cont
                 rows.setdefault(key, {})[table.name] = count
     begun: dict[str, str] = {}
     for at, detail in store.rows("SELECT \"at\", detail FROM run_log WHERE event = 'stage-begun' ORDER BY rowid"):
-        begun.setdefault(json.loads(detail).get("stage"), at.isoformat(timespec="seconds"))
+        begun.setdefault(str(json_object(detail).get("stage")), at.isoformat(timespec="seconds"))
     found = store.rows("SELECT key, name, complete, done, total, inputs FROM stage ORDER BY rowid")
-    inputs = {key: json.loads(text) for key, *_, text in found}
+    inputs = {key: json_object(text) for key, *_, text in found}
     users = None if needed is None else {audit: keys | derived(inputs, keys) for audit, keys in needed.items()}
     stages = tuple(
         Stage(
@@ -144,7 +144,7 @@ def served(store: Store) -> dict[str, str]:
     """Id of each audit that the store has served, in order -> when it was last indexed or run, UTC, ISO 8601."""
     found: dict[str, str] = {}
     for at, detail in store.rows("SELECT \"at\", detail FROM run_log WHERE event IN ('index', 'audit') ORDER BY rowid"):
-        audit = json.loads(detail).get("audit")
+        audit = json_object(detail).get("audit")
         if isinstance(audit, str):
             found[audit] = at.isoformat(timespec="seconds")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from semlens_audit.index import evidence_stages
 from semlens_audit.memory import divide
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
+from semlens_audit.run_log import json_object
 from semlens_audit.store import Store
 from semlens_audit.store_compaction import Removal, compact, fingerprint, removals
 from semlens_audit.store_contents import Contents, contents, derived, served
@@ -87,9 +87,7 @@ def check(path: Path) -> tuple[store_check.Damage, ...]:
         with Store.open(path, read_only=True, memory_limit=divide(None).database) as store:
             return store_check.check(store)
     except StoreError as error:
-        if error.slug != "store-corrupt":
-            raise
-        return (store_check.Damage("file", f"{error.problems[0].message} {error.problems[0].hint}"),)
+        return _unreadable(error)
 
 
 def mend(path: Path) -> tuple[int, tuple[store_check.Damage, ...]]:
@@ -102,21 +100,35 @@ def mend(path: Path) -> tuple[int, tuple[store_check.Damage, ...]]:
     tuple of Damage
         Complaints that are left: nothing can compute again what they are about.
     """
-    with Store.open(path, memory_limit=divide(None).database) as store:
-        settled, found = 0, store_check.check(store)
-        while any(damage.remedy for damage in found):  # what is removed may be missed by another stage
-            settled += store_check.mend(store, found)
+    settled = 0
+    try:
+        with Store.open(path, memory_limit=divide(None).database) as store:
             found = store_check.check(store)
-        return settled, found
+            while any(damage.remedy for damage in found):  # what is removed may be missed by another stage
+                settled += store_check.mend(store, found)
+                found = store_check.check(store)
+            return settled, found
+    except StoreError as error:
+        return settled, _unreadable(error)
+
+
+def _unreadable(error: StoreError) -> tuple[store_check.Damage, ...]:
+    if error.slug != "store-corrupt":
+        raise error
+    return (store_check.Damage("file", error.problems[0].message),)
 
 
 def complaint(path: Path, found: Sequence[store_check.Damage]) -> IntegrityError:
     """The error that tells of damages, and what to do about each."""
     again = "Run `semlens-audit store check --mend`, then `semlens-audit index`: it is computed again."
     never = "It cannot be computed again: restore the store from a copy."
+    whole = "Restore the store from a copy, or delete it and index again: all but its run log can be computed anew."
     problems = tuple(
-        Problem("store-damaged", f"{damage.where}: {damage.what}", again if damage.remedy else never, str(path)) for damage in found
-    )
+        Problem(
+            "store-damaged", f"{one.where}: {one.what}", again if one.remedy else whole if one.where == "file" else never, str(path)
+        )
+        for one in found
+    )  # fmt: skip
     first = problems[0]
     return IntegrityError(first.slug, first.message, first.hint, file=first.file, problems=problems)
 
@@ -159,12 +171,19 @@ def collect(
     if not path.exists():
         raise StoreError("store-missing", "There is no store yet.", "There is nothing to remove.", file=str(path))
     if really:  # brings an older store up to date, and writes what waits beside it into it
-        Store.open(path, memory_limit=allowed).close()
+        with Store.open(path, memory_limit=allowed) as store:
+            store.put_measurement("", "{}")  # the database puts away what a kill cut short beside it once something is written
+            store.execute("DELETE FROM measurement WHERE key = ''")
     with Store.open(path, read_only=True, memory_limit=allowed) as store:
         planned = fingerprint(store)
         every = _needed(store, plans)
         needed = set[str]().union(*every.values())
-        inputs = {key: json.loads(text) for key, text in store.rows("SELECT key, inputs FROM stage")}
+        inputs = {key: json_object(text) for key, text in store.rows("SELECT key, inputs FROM stage")}
+        if not all(inputs.values()):
+            raise StoreError(
+                "store-damaged", "The store is damaged: a stage's inputs are no JSON object.",
+                "Run `semlens-audit store check`; it says how to mend it.", file=str(path),
+            )  # fmt: skip
         keep = (needed | derived(inputs, needed)) & set(inputs)
         lacking = {audit: len(keys - set(inputs)) for audit, keys in every.items() if keys - set(inputs)}
         names = store.rows("SELECT key, name FROM stage ORDER BY rowid")

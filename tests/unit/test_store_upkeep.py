@@ -324,6 +324,12 @@ class TestCollection:
             other.communicate(b"")
         assert store_upkeep.collect(path, [first], forget=["other"], really=True).done
 
+    def test_what_a_kill_cut_short_beside_the_store_does_not_keep_it_from_being_done(self, folder: Path) -> None:
+        waiting = folder / "store.duckdb.wal"
+        waiting.write_bytes(os.urandom(20))
+        assert store_upkeep.collect(path_of(folder), plans(folder), really=True).done
+        assert not waiting.exists()
+
     def test_two_at_once_do_not_meet(self, folder: Path) -> None:
         import fcntl
 
@@ -440,6 +446,32 @@ class TestCommands:
         assert code == 0
         assert "semlens-audit index" in said
         assert self.run("check", path_of(folder))[0] == 0
+
+    def test_a_file_that_is_no_store_is_told_with_one_advice(self, tmp_path: Path) -> None:
+        (tmp_path / "junk.duckdb").write_bytes(os.urandom(5000))
+        for options in ([], ["--mend"]):
+            code, said = self.run("check", tmp_path / "junk.duckdb", *options)
+            assert code == 6
+            assert ("index again" in said, "cannot be computed again" in said) == (True, False)
+
+    def test_what_is_damaged_is_told_by_whichever_verb(self, folder: Path) -> None:
+        path, audit = path_of(folder), folder / "audit.yaml"
+        with Store.open(path) as store:
+            store.execute("UPDATE run_log SET detail = 'xx' WHERE event = 'stage-begun'")
+            store.execute("UPDATE stage SET inputs = '[1]' WHERE name = 'null:layer1'")
+            store.execute("UPDATE stage SET inputs = '{' WHERE name = 'crops:layer1'")
+        assert self.run("info", audit)[0] == 0
+        code, said = self.run("gc", audit)
+        assert (code, "store-damaged" in said, "store check" in said) == (4, True, True)
+        code, said = self.run("check", audit, "--json")
+        assert (code, {one["where"] for one in json.loads(said)["damages"]}) == (6, {"null:layer1", "crops:layer1", "run_log"})
+        with Store.open(path) as store:
+            store.execute("DROP TABLE crop")
+        code, said = self.run("check", audit)
+        assert (code, "lacks the table crop" in said) == (6, True)
+        with Store.open(path) as store:
+            store.execute("DELETE FROM store_version")
+        assert (self.run("info", audit)[0], self.run("check", audit)[0]) == (4, 6)
 
     def test_no_store(self, tmp_path: Path) -> None:
         for verb in ("info", "check"):
