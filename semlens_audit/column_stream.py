@@ -86,9 +86,11 @@ class _Column:
             self.length, self.format, self.child = len(values), b"+L", _Column(values.reshape(-1))
             self.buffers = [None, np.arange(len(values) + 1, dtype=np.int64) * values.shape[1]]
             return
-        values = np.ascontiguousarray(values)
+        if values.ndim > 2:
+            raise TypeError(f"the store has no column for arrays of shape {values.shape}")
+        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("="))
         self.length = len(values)
-        kind = values.dtype.newbyteorder("=").str[1:]
+        kind = values.dtype.str[1:]
         if kind not in _NUMBERS:
             raise TypeError(f"the store has no column for values of type {values.dtype}")
         if kind == "b1":

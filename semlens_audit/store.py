@@ -112,6 +112,9 @@ class Store:
             raise StoreError(
                 "store-missing", "There is no store yet.", "Run `semlens-audit index` with this audit first.", file=str(path)
             )
+        if any("\udc80" <= letter <= "\udcff" for letter in str(path)):  # what the database cannot open
+            hint = "Rename the folder, or set `store:` in the audit to another."
+            raise StoreError("store-failed", "The store's path holds bytes that are not UTF-8.", hint, file=str(path))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except (PermissionError, NotADirectoryError, FileExistsError, OSError) as error:

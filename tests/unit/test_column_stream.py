@@ -60,6 +60,15 @@ def test_bytes_gaps_masks_and_cuts() -> None:
     assert came[5].tolist() == ["a", "b", "c"]
 
 
+def test_either_order_of_bytes() -> None:
+    wanted = np.array([1.5, -2.25, 3e7], dtype=np.float32)
+    for kind in ("<f4", ">f4"):
+        vectors = np.stack([wanted, wanted, 2 * wanted]).astype(kind)
+        came, stacked = through(wanted.astype(kind), vectors)
+        np.testing.assert_array_equal(came, wanted)
+        np.testing.assert_array_equal(np.stack(stacked), vectors)
+
+
 def test_what_is_no_column_is_refused() -> None:
     with pytest.raises(ValueError, match="different lengths"):
         ColumnStream({"a": [1, 2], "b": np.zeros((3, 2))})
@@ -67,6 +76,8 @@ def test_what_is_no_column_is_refused() -> None:
         ColumnStream({"a": np.zeros(2, dtype=complex)})
     with pytest.raises(TypeError, match="object"):
         ColumnStream({"a": [object()]})
+    with pytest.raises(TypeError, match="shape"):
+        ColumnStream({"a": np.zeros((2, 3, 2))})
 
 
 def test_needs_no_other_library() -> None:

@@ -143,6 +143,10 @@ class TestRefusals:
     def test_a_folder(self, tmp_path: Path) -> None:
         assert refused(tmp_path).slug == "store-not-a-file"
 
+    def test_a_path_that_is_not_utf8(self, tmp_path: Path) -> None:
+        (problem,) = refused(tmp_path / "by\udcffte" / "s.duckdb").problems
+        assert (problem.slug, "UTF-8" in problem.message) == ("store-failed", True)
+
     def test_a_path_below_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         assert refused(tmp_path / "file" / "s.duckdb").slug == "store-not-writable"
