@@ -127,6 +127,8 @@ def _decide(propagation: RelevanceModel, example: torch.Tensor, layer: str) -> C
     try:
         accounts = list(_accounts(propagation, example, layer))
     except SubjectError as error:
+        if error.slug == "lrp-not-applicable":  # what the network executes may depend on the image
+            return Choice("activation_x_gradient", _refused(propagation.model, error))
         if error.slug != "unused-layer":
             raise
         # A gate, for example; whether the outputs depend on the layer at all shows once their gradient is taken.

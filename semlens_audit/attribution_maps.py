@@ -12,7 +12,7 @@ import torch
 
 from semlens_audit.components import capture, maps
 from semlens_audit.cropping import blurred, boxes
-from semlens_audit.devices import device_of, on_device
+from semlens_audit.devices import device_of, on_device, out_of_memory
 from semlens_audit.errors import ExecutionError, SubjectError
 from semlens_audit.layouts import prefix_tokens
 from semlens_audit.lrp import relevance_model
@@ -140,7 +140,7 @@ def heatmaps(
         _prepare(subject, images[first : first + step], layer, method, way)(rows[None, first : first + step])[0]
         for first in range(0, len(images), step)
     ]
-    return lifted(np.concatenate(parts), images.shape[-1], way.offset)
+    return np.concatenate([lifted(part, images.shape[-1], way.offset) for part in parts])
 
 
 def stream_heatmaps(
@@ -365,7 +365,12 @@ def settle(
             way = Way(precision, side)  # type: ignore[arg-type]
             if way == EXACT:
                 continue
-            found = found_by(way)
+            try:
+                found = found_by(way)
+            except (RuntimeError, ValueError, ExecutionError) as error:
+                if out_of_memory(error):
+                    raise
+                continue  # an operation that does not know this arithmetic, or maps of several sizes: no way for this network
             if side is not None:
                 if found.shape[-1] == size:
                     continue

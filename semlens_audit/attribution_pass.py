@@ -50,7 +50,7 @@ def settle_attribution(
         bench, samples = engine.bench, engine.bench.data.samples
         checked = samples[:: max(1, len(samples) // _CHECKED)][:_CHECKED]
         images = torch.stack([bench.subject.transform(read_image(bench.data.file(sample))) for sample in checked])
-        images = images.to(next(bench.subject.model.parameters()).device)
+        images = images.to(bench.device)
         with progress.stage("Attribution that applies", len(lacking)) as advance:
             for layer, choice in choose(bench.subject.model, images, lacking).items():
                 methods[layer] = choice.method

@@ -77,6 +77,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(native is not None and native())
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an operation failed for want of memory, which says nothing about whether it can be done."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor` on `device`; on its way to a GPU it is pinned, so that the copy waits for nothing."""
     if tensor.device == device:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from semlens_audit.devices import has_bfloat16, on_device
+from semlens_audit.devices import has_bfloat16, on_device, out_of_memory
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import ExecutionError, SubjectError
 from semlens_audit.open_clip_models import FOUNDATION, file_digests, load_open_clip, model_directory
@@ -199,7 +199,9 @@ class Foundation:
         self.precision = "bf16"
         try:
             least = float((single * self.embed_images(images)).sum(axis=1).min())
-        except (ExecutionError, RuntimeError):  # an operator without a bfloat16 kernel, or an overflow: single precision then
+        except (ExecutionError, RuntimeError) as error:  # an operator without a bfloat16 kernel, or an overflow: single precision then
+            if out_of_memory(error):
+                raise
             least = -1.0
         self.precision = "bf16" if least >= SAME else "fp32"
         return least

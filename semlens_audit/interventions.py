@@ -38,9 +38,9 @@ __all__ = ["ablation_stages", "asked", "intervene"]
 
 _MODULES = (
     "ablation_pass", "assignment", "behaviour", "component_sets", "components", "draws", "effect_measure", "intervention",
-    "intervention_measure", "interventions", "presence", "records", "subsample",
+    "intervention_measure", "interventions", "layouts", "outputs", "presence", "records", "subsample",
 )  # fmt: skip
-_OF_PASS = ("ablation_pass", "components", "intervention")
+_OF_PASS = ("ablation_pass", "components", "intervention", "layouts")
 _LEAST = 2
 """Times `minimum_counterexamples` that the draw wants of each cell of label and presence: half of them may be missing by chance."""
 _LIST = TypeAdapter(tuple[InterventionRecord, ...])

@@ -174,7 +174,7 @@ class Conditional:
         parts = [None if pull is None else self._pulled(known, pull, scaled, conditions) for pull in known.pulls]
         present = [part for part in parts if part is not None]
         if not known.product:
-            return [_Term(None, present[0])]
+            return [_Term(None, present[0], own=False)]  # the flat rule gives one map to all channels
         if len(present) == 2:  # one branch has the positive, the other the negative values
             positive, negative = (part.unflatten(0, (conditions, self._batch)) for part in present)
             present = [torch.where(self._kept(("positive", place), lambda: node.value >= 0), positive, negative).flatten(0, 1)]
@@ -312,7 +312,8 @@ def _size(node: Any) -> int:
 
 
 def _map_side(value: torch.Tensor) -> int:
-    return value.shape[-1] if value.ndim == 4 else 0
+    """Side of a square map; relevance that is laid out otherwise at the moment, as inside a layer norm, is none to stop at."""
+    return value.shape[-1] if value.ndim == 4 and value.shape[-1] == value.shape[-2] else 0
 
 
 def _power_of_two(value: int) -> int:

@@ -226,8 +226,8 @@ def prepared(operation: Operation, value: torch.Tensor, dtype: torch.dtype | Non
         outputs.append(output.detach())
     # Every rule used here is linear in the relevance, so its share per output is a factor that can be kept.
     total = sum(outputs[1:], start=outputs[0]) if outputs else zero
-    # Nothing in z+ is negative, so its stabilizer needs no sign.
-    factor = (total + _STABILIZER).reciprocal_() if isinstance(rule, ZPlus) else share(total)
+    # Nothing in z+ is negative but by rounding, so its stabilizer needs no sign.
+    factor = total.clamp(min=0).add_(_STABILIZER).reciprocal_() if isinstance(rule, ZPlus) else share(total)
     return Prepared(inputs, pulls, factor, closed, type(rule) in _PRODUCT_RULES)
 
 

@@ -38,9 +38,9 @@ VERSION = 9
 """Raised whenever a change here changes a number; part of every cache key."""
 
 MODULES = (
-    "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "draws", "effect_measure", "flow", "gallery",
-    "headroom", "measure", "outputs", "presence", "proportions", "recognition", "records", "reliance", "resampling", "scenarios", "scores",
-    "statistics", "units",
+    "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "draws", "effect_measure", "evidence", "flow",
+    "gallery", "headroom", "measure", "outputs", "presence", "proportions", "reading", "recognition", "records", "reliance", "resampling",
+    "scenarios", "scores", "statistics", "units", "vectors",
 )  # fmt: skip
 """What a cached value is made by and read with; their source is part of every cache key."""
 INTERVENTION_SETTINGS = ("intervention", "intervention_samples", "control_sets", "smallest_effect")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from semlens_audit.components import pool
+from semlens_audit.devices import out_of_memory
 from semlens_audit.inference import Precision, folded, halved, in_precision
 from semlens_audit.layouts import first_tensor, observed
 
@@ -195,8 +196,8 @@ def settle(
     def run(arithmetic: Arithmetic, parts: Sequence[tuple[torch.Tensor, int]]) -> _Compared | None:
         try:
             found = [(networks.run(arithmetic, images, layers, how), count) for images, count in parts]
-        except (RuntimeError, NotImplementedError):
-            if arithmetic == Arithmetic():
+        except (RuntimeError, NotImplementedError) as error:
+            if arithmetic == Arithmetic() or out_of_memory(error):
                 raise
             return None  # an operation without a kernel for it: this arithmetic is none for this network
         return _Compared(
@@ -209,7 +210,8 @@ def settle(
     merged = run(Arithmetic(folded=True), batches[:1]) if networks.norms else None
     chosen = {"": Arithmetic(folded=merged is not None and _same(plain.logits, merged.logits))}
     for layer in layers:
-        chosen[layer] = Arithmetic(folded=merged is not None and _same(plain.pooled[layer], merged.pooled[layer]))
+        same = merged is not None and _same(plain.pooled[layer], merged.pooled[layer])
+        chosen[layer] = Arithmetic(folded=same and (outputs or chosen[""]).folded)
     agreement: dict[str, dict[str, float]] = {}
     for fold in sorted({arithmetic.folded for arithmetic in chosen.values()}) if native else ():
         single, reduced = run(Arithmetic("fp32", fold), batches), run(Arithmetic("bf16", fold), batches)

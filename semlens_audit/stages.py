@@ -27,6 +27,9 @@ THUMBNAILS = 8
 
 _MODEL = ("subject.py", "networks.py", "weights.py", "images.py", "views.py", "clip_classifier.py", "exported.py", "open_clip_models.py")
 _FORWARD = ("inference.py", "precision.py")
+_MEANING = (
+    "foundation.py", "images.py", "inference.py", "networks.py", "open_clip_models.py", "regions.py", "subject.py", "weights.py"
+)  # fmt: skip
 _ATTRIBUTION = ("attribution*.py", "components.py", "cropping.py", "layouts.py", "lrp*.py")
 
 
@@ -92,18 +95,28 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     meaning = foundation.foundation_digest(plan)
     inputs: dict[str, dict[str, Any]] = {
         "images": {"stage": "images", "data": data.sha256, "code": _code("images.py")},
-        "outputs": {"stage": "outputs", **model, "classes": list(class_names(plan)), "code": _code(*_MODEL, *_FORWARD)},
+        "outputs": {
+            "stage": "outputs",
+            **model,
+            "classes": list(class_names(plan)),
+            "code": _code(*_MODEL, *_FORWARD, "layouts.py", "passes.py"),
+        },
         "foundation": {
             "stage": "foundation",
             "foundation": meaning,
             "data": data.sha256,
             "geometry": view.model_dump(mode="json", include={"resize", "size", "interpolation"}),
-            "code": _code("foundation.py", "inference.py", "open_clip_models.py", "subject.py", "images.py"),
+            "code": _code(*_MEANING, "views.py"),
         },
     }
     if data.pairs is not None:
         images = [sha256 for sha256, _ in data.pairs.images]
-        inputs["pairs"] = {**inputs["outputs"], "stage": "pairs", "data": digest(images)}
+        inputs["pairs"] = {
+            **inputs["outputs"],
+            "stage": "pairs",
+            "data": digest(images),
+            "code": _code(*_MODEL, *_FORWARD, "layouts.py", "pairs.py"),
+        }
     pool = digest(inputs["foundation"])
     inputs["views"] = {"stage": "views", "pool": pool}
     for layer in indexed(plan).audit.layers:
@@ -141,7 +154,7 @@ def _reference_inputs(plan: AuditPlan, model: dict[str, Any], layer: str) -> dic
         "layer": layer,
         "pooling": settings.pooling,
         "m": settings.reference_samples,
-        "code": _code(*_MODEL, *_FORWARD, "components.py", "layouts.py"),
+        "code": _code(*_MODEL, *_FORWARD, "components.py", "layouts.py", "passes.py"),
     }
     relevance = {
         "stage": "relevance",
@@ -149,7 +162,7 @@ def _reference_inputs(plan: AuditPlan, model: dict[str, Any], layer: str) -> dic
         "layer": layer,
         "attribution": settings.attribution,
         "classes": list(audited_classes(plan)),
-        "code": _code(*_MODEL, *_ATTRIBUTION),
+        "code": _code(*_MODEL, *_ATTRIBUTION, "passes.py"),
     }
     chosen = references
     if settings.selection == "relevance":
@@ -168,7 +181,7 @@ def _reference_inputs(plan: AuditPlan, model: dict[str, Any], layer: str) -> dic
         "threshold": settings.crop_threshold,
         "minimum": settings.crop_minimum,
         "thumbnails": THUMBNAILS,
-        "code": _code(*_ATTRIBUTION, "thumbnails.py"),
+        "code": _code(*_ATTRIBUTION, "crops.py", "thumbnails.py"),
     }
     if settings.attribution == "auto":
         # Which method it comes to depends on nothing that is not in the keys of relevance and crops as well.
@@ -205,7 +218,7 @@ def _probe_inputs(plan: AuditPlan, meaning: str, file_digest: Callable[[Path], s
         "templates": list(plan.spec.templates) if text else [],
         "alternatives": alternatives(plan.spec.templates) if text else [],
         "concepts": concepts,
-        "code": _code("foundation.py", "open_clip_models.py", "images.py"),
+        "code": _code(*_MEANING),
     }
 
 

@@ -66,11 +66,15 @@ class Bench:
     @cached_property
     def subject(self) -> LoadedSubject:
         """The audited model, on `device`."""
+        import torch
+
         from semlens_audit.subject import load_subject
 
         device = self.device  # one that is not there is complained about before a model is loaded
         subject = load_subject(self.plan, allow_code=self.allow_code)
-        subject.model.to(device)
+        # One layout and one way through attention in every process, whatever it computes first: last bits depend on both.
+        subject.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.backends.mha.set_fastpath_enabled(False)
         return subject
 
     @cached_property

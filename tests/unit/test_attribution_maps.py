@@ -149,3 +149,51 @@ def test_references_tried_are_spread_and_are_references():
         assert tried.shape[0] <= 4
         known = set(map(tuple, rows.tolist()))
         assert all((sample, int(k)) in known for turn in tried for sample, k in zip(chosen, turn, strict=True))
+
+
+class Stem(torch.nn.Module):
+    """Two convolutions behind an operation."""
+
+    def __init__(self, before=None, between=None):
+        super().__init__()
+        torch.manual_seed(3)
+        self.before, self.between = before, between
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 8, 3, 1)
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, images):
+        value = images if self.before is None else self.before(images)
+        value = self.first(value).relu()
+        value = self.second(value if self.between is None else self.between(value)).relu()
+        return self.head(value.mean((2, 3)))
+
+
+def reflected(value):
+    return torch.nn.functional.pad(value, (1, 1, 1, 1), mode="reflect")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Stem(before=torch.nn.AvgPool2d(2)), Stem(between=reflected)],
+    ids=["pooled before the first convolution", "padding without a kernel in bfloat16"],
+)
+def test_what_a_shorter_way_cannot_do_is_no_reason_to_end(model):
+    subject = SimpleNamespace(model=model.eval())
+    batch, chosen = torch.rand(4, 3, 64, 64), np.tile(np.arange(3)[:, None], (1, 4))
+    way, _ = settle(subject, batch, "second", chosen, CROP, bfloat16=True)
+    for condition in chosen:
+        exact = heatmaps(subject, batch, "second", condition, "lrp")
+        assert np.isfinite(exact).all()
+        assert heatmaps(subject, batch, "second", condition, "lrp", way).shape == exact.shape
+
+
+def test_more_channels_than_places_are_taken_for_no_map():
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    torch.manual_seed(0)
+    model = ConvNeXt([CNBlockConfig(16, 32, 1), CNBlockConfig(32, 48, 1), CNBlockConfig(48, None, 1)], num_classes=5).eval()
+    subject = SimpleNamespace(model=model)
+    batch, chosen = torch.rand(4, 3, 64, 64), np.tile(np.arange(2)[:, None], (1, 4))
+    way, agreement = settle(subject, batch, "features.5", chosen, CROP, bfloat16=True)
+    assert way != EXACT
+    assert agreement["heatmap_cosine"] >= 0.99
