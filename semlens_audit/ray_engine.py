@@ -48,6 +48,9 @@ _PATIENCE = 300.0
 _GRACE = 5.0
 _ANSWER = 10.0
 _OBJECTS = 256 << 20
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+_SETTINGS = b"\x04"
+"""What a client of HTTP/2 begins with, as which Ray speaks, and the type of the frame that a server answers with (RFC 9113, 3.4)."""
 
 
 def shards(count: int, workers: int) -> list[range]:
@@ -362,16 +365,21 @@ def _ray() -> Any:
 
 
 def _require_answer(address: str) -> None:
-    """Complain at once about an address where nobody listens; Ray itself goes on trying for minutes."""
+    """Complain at once about an address where no cluster listens; Ray itself goes on trying for minutes."""
     if address == "auto":
         return
     host, colon, port = address.rpartition(":")
     if not colon or not host or "/" in host or not port.isdecimal():
         raise UsageError("bad-address", f"{address!r} is no address of a Ray cluster.", "Write HOST:PORT, or auto.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER) as connection:
+            connection.sendall(_GREETING)
+            answer = connection.recv(4)
     except (OSError, OverflowError, UnicodeError) as error:
         raise _no_cluster(address, str(error)) from error
+    encrypted = os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false", "")
+    if answer[3:] != _SETTINGS and not encrypted:
+        raise _no_cluster(address, "what listens there is something else, such as the cluster's dashboard.")
 
 
 def _no_cluster(address: str, why: str) -> UsageError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -310,6 +312,31 @@ def test_an_address_where_no_cluster_is_is_said_at_once(
         pass
     assert caught.value.slug == slug
     assert address in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "cluster"), [(b"HTTP/1.1 400 Bad Request\r\n\r\n", False), (b"", False), (bytes(3) + b"\x04" + bytes(5), True)]
+)
+def test_what_listens_at_an_address_is_told_from_a_cluster(monkeypatch: pytest.MonkeyPatch, answer: bytes, cluster: bool) -> None:
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if cluster:
+            ray_engine._require_answer(address)
+        else:
+            with pytest.raises(UsageError) as caught:
+                ray_engine._require_answer(address)
+            assert (caught.value.slug, "something else" in str(caught.value)) == ("no-cluster", True)
+        thread.join(10)
 
 
 def test_data_travel_whole(bench: Bench) -> None:
