@@ -24,11 +24,18 @@ def store_error(error: Exception, path: Path) -> StoreError:
             "Wait until it has finished, or end it, then run the same command again.",
             file=file,
         )
-    if any(sign in text for sign in ("No space left", "File too large", "Disk quota", "Out of disk")):
+    if any(sign in text for sign in ("No space left", "File too large", "Disk quota", "Out of disk", "max_temp_directory_size")):
         return StoreError(
             "store-full-disk",
             "The disk is full; what was finished before is kept.",
             "Free some space, or set `store:` in the audit to a larger disk, then run the same command again.",
+            file=file,
+        )
+    if isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory" in text:
+        return StoreError(
+            "store-out-of-memory",
+            "The database needs more memory than it may use; what was finished before is kept.",
+            "Give --max-memory a larger size, or close other programs, then run the same command again.",
             file=file,
         )
     if any(sign in text for sign in ("Permission denied", "Read-only file system", "in read-only mode!", "read-only database")):

@@ -129,6 +129,8 @@ class TestRefusals:
             ("IO Error: Could not write file: No space left on device", "store-full-disk"),
             ("IO Error: Could not set lock on file: Conflicting lock is held in python (PID 42)", "store-locked"),
             ("Corrupt database file: computed checksum 1 does not match stored checksum 2 in block", "store-corrupt"),
+            ("Out of Memory Error: could not allocate block of size 256.0 KiB (60.8 MiB/61.0 MiB used)", "store-out-of-memory"),
+            ("Out of Memory Error: failed to offload data block: limit set by 'max_temp_directory_size'", "store-full-disk"),
             ("Out of Range Error: something new", "store-failed"),
         ],
     )
