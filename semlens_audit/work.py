@@ -61,6 +61,10 @@ class Bench:
     @cached_property
     def device(self) -> torch.device:
         """Where the networks are."""
+        import torch
+
+        # One way through attention in every process, whatever it computes first: last bits depend on it.
+        torch.backends.mha.set_fastpath_enabled(False)
         return find_device(self.execution.device)
 
     @cached_property
@@ -72,9 +76,8 @@ class Bench:
 
         device = self.device  # one that is not there is complained about before a model is loaded
         subject = load_subject(self.plan, allow_code=self.allow_code)
-        # One layout and one way through attention in every process, whatever it computes first: last bits depend on both.
+        # One layout in every process, whatever it computes first: last bits depend on it.
         subject.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        torch.backends.mha.set_fastpath_enabled(False)
         return subject
 
     @cached_property

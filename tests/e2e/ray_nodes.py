@@ -23,8 +23,9 @@ _NODES = """
         initialize_head=True, shutdown_at_exit=True, head_node_args={**node, "_system_config": quickly, "temp_dir": place}
     )
     node.pop("include_dashboard")
-    for _ in range(count - 1):
-        cluster.add_node(**node)
+    for number in range(2, count + 1):
+        # An address of its own: who connects to the cluster joins the first node, and would go down with it.
+        cluster.add_node(**node, node_ip_address=f"127.0.0.{number}", env_vars={"SEMLENS_AUDIT_TEST_NODE": str(number)})
     cluster.wait_for_nodes()
     def told(**more):
         raylets = [one.all_processes["raylet"][0].process.pid for one in cluster.list_all_nodes()]
