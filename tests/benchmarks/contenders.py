@@ -155,6 +155,7 @@ class OurActivations(_Ours):
         from semlens_audit.stages import stage_inputs
         from semlens_audit.store import Store
 
+        self.engine.bench.__dict__.pop("views", None)  # every turn decodes
         inputs, clock, settled = stage_inputs(self.plan, self.data), Clock(), []
         with TemporaryDirectory() as folder, Store.open(Path(folder) / "store.duckdb") as store:
             forward_pass(self.indexed, store, self.engine, inputs, clock)

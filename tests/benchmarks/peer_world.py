@@ -63,7 +63,7 @@ class Setting:
     layers: tuple[str, ...]
     layer: str
     components: int = 64
-    images: int = 256
+    images: int = 512
     cropped: int = 128
     references: int = 30
     measured: int = 1
