@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from semlens_audit import scores
-from semlens_audit.component_search import ComponentSearch, cache_folder, when_finished
-from semlens_audit.data import open_data
-from semlens_audit.digest import digest, digest_array
-from semlens_audit.errors import StoreError, UsageError
-from semlens_audit.evidence import Evidence, LayerEvidence
-from semlens_audit.flow import class_shares
+from semlens_audit.atlas.opening import Atlas, chosen_class, chosen_layers
+from semlens_audit.component_search import ComponentSearch
+from semlens_audit.errors import UsageError
 from semlens_audit.foreign_layers import ForeignLayer, foreign_layers
-from semlens_audit.index import evidence_stages, load_evidence
-from semlens_audit.kept_array import kept_array
-from semlens_audit.memory import divide
-from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
-from semlens_audit.probe_texts import prompts
-from semlens_audit.store import Store
-from semlens_audit.vectors import null_vectors
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from semlens_audit.foundation import Foundation
 
 __all__ = ["ComponentRow", "Explorer", "Reference", "components", "search"]
 
@@ -85,8 +67,8 @@ class ComponentRow:
     index: str | None = None
 
 
-class Explorer:
-    """The index of an audit, opened once for any number of questions; reads the store only, and loads what a question needs once.
+class Explorer(Atlas):
+    """Listings and searches in the index of an audit, opened once for any number of them.
 
     Parameters
     ----------
@@ -102,51 +84,15 @@ class Explorer:
     """
 
     def __init__(self, plan: AuditPlan, max_memory: int | None = None) -> None:
-        self._plan = plan
-        self._store = Store.open(store_path(plan), read_only=True, memory_limit=divide(max_memory).database)
-        try:
-            self._data = open_data(plan, self._store.file_digest)
-            self._keys = evidence_stages(plan, self._data, self._store)
-            if not self._store.complete(list(self._keys.values())):
-                raise _incomplete(self._store)
-        except BaseException:
-            self._store.close()
-            raise
-        self._search = ComponentSearch(self._store)
-        self._centres: dict[str, np.ndarray] = {}
-        self._shares: dict[str, np.ndarray] = {}
-        self._foundation: Foundation | None = None
-
-    def __enter__(self) -> Explorer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the store."""
-        self._store.close()
-
-    @cached_property
-    def _evidence(self) -> Evidence:
-        found = load_evidence(self._plan, self._data, self._store)
-        if found is None:
-            raise _incomplete(self._store)
-        return found
-
-    @cached_property
-    def _sources(self) -> dict[str, LayerEvidence]:
-        return {source.layer: source for source in self._evidence.layers}
+        super().__init__(plan, max_memory)
+        self._search = ComponentSearch(self.store)
 
     def components(self, *, layer: str | None = None, class_name: str | None = None, top: int = 20) -> list[ComponentRow]:
         """The components that carry most of a class's relevance, see `components`."""
-        names = list(self._plan.spec.classes)
-        chosen = names[0] if class_name is None else class_name
-        if chosen not in names:
-            raise UsageError("unknown-class", f"The spec has no class {chosen!r}.", f"Its classes: {', '.join(names)}.")
+        place = list(self.plan.spec.classes).index(chosen_class(self.plan, class_name))
         rows = []
-        for name in _layers(self._plan, layer):
-            order = np.argsort(-self._share(name)[names.index(chosen)], kind="stable")[:top]
+        for name in chosen_layers(self.plan, layer):
+            order = np.argsort(-self.shares(name)[place], kind="stable")[:top]
             rows += [self._row(name, int(component)) for component in order]
         return rows
 
@@ -159,12 +105,12 @@ class Explorer:
             raise UsageError(
                 "one-query", "Search needs a text or an image, and not both.", 'Write e.g. search AUDIT.yaml "a ruler".'
             )
-        wanted = {self._keys[f"null:{name}"]: name for name in sorted(_layers(self._plan, layer))}
-        others = foreign_layers(self._store, self._keys["foundation"], set(self._keys.values())) if everywhere else []
+        wanted = {self.keys[f"null:{name}"]: name for name in sorted(chosen_layers(self.plan, layer))}
+        others = foreign_layers(self.store, self.keys["foundation"], set(self.keys.values())) if everywhere else []
         others = [one for one in others if layer is None or one.layer == layer]
-        query = self._query(text, image)
-        pools = dict.fromkeys(wanted, self._keys["foundation"]) | {one.key: one.pool for one in others}
-        directions = {key: query if image is None else query - self._centre(key, pool) for key, pool in pools.items()}
+        query = self.text_probe(text or "") if image is None else self.image_embedding(image)
+        pools = dict.fromkeys(wanted, self.keys["foundation"]) | {one.key: one.pool for one in others}
+        directions = {key: query if image is None else query - self.centre_of(key, pool) for key, pool in pools.items()}
         hits = self._search.nearest(directions, "vector" if image is None else "centred", top)
         foreign = {one.key: one for one in others}
         return [
@@ -174,44 +120,9 @@ class Explorer:
             for hit in hits
         ]
 
-    def _query(self, text: str | None, image: Path | None) -> np.ndarray:
-        from semlens_audit.foundation import load_foundation
-        from semlens_audit.images import read_image
-
-        if self._foundation is None:
-            self._foundation = load_foundation(self._plan)
-        foundation = self._foundation
-        if image is not None:
-            return foundation.embed_images([read_image(Path(image))])[0].astype(np.float64)
-        templates = self._plan.spec.templates
-        described = foundation.embed_texts(prompts(templates, [text or ""])).astype(np.float64)
-        empty = foundation.embed_texts(prompts(templates, [""])).astype(np.float64)
-        probe = np.asarray(scores.template_probes(described[None], empty)[0])
-        if not probe.any():
-            raise UsageError("empty-query", f"The text {text!r} says nothing.", 'Write what to look for, e.g. "a ruler".')
-        return probe
-
-    def _centre(self, null: str, pool: str) -> np.ndarray:
-        if null not in self._centres:
-            self._centres[null] = null_vectors(self._store, null, pool).astype(np.float64).mean(axis=0)
-        return self._centres[null]
-
-    def _share(self, layer: str) -> np.ndarray:
-        """(C, K) mean share of each component; read from relevance once, and kept beside the store where that can be written."""
-        if layer not in self._shares:
-            evidence = self._evidence
-            stage = self._keys[f"relevance:{layer}"]
-            counted = [digest_array(evidence.labels), list(evidence.audited), stage, when_finished(self._store, stage)]
-            self._shares[layer] = kept_array(
-                cache_folder(self._store.path) / f"{stage}.{digest(counted)[:16]}.shares",
-                (len(evidence.audited), len(self._sources[layer].dead)),
-                lambda: class_shares(self._sources[layer], evidence.labels, evidence.audited),
-            )
-        return self._shares[layer]
-
     def _row(self, layer: str, component: int, similarity: float | None = None) -> ComponentRow:
-        source, share = self._sources[layer], self._share(layer)
-        ids, paths = source.reference_ids[component], self._evidence.paths
+        source, share = self.layers[layer], self.shares(layer)
+        ids, paths = source.reference_ids[component], self.evidence.paths
         references = tuple(
             Reference(
                 sample=paths[int(ids[rank])],
@@ -220,12 +131,12 @@ class Explorer:
             )
             for rank in np.flatnonzero(ids >= 0)[:_NEIGHBOURS]
         )
-        shares = {name: float(share[i, component]) for i, name in enumerate(self._plan.spec.classes)}
+        shares = {name: float(share[i, component]) for i, name in enumerate(self.plan.spec.classes)}
         return ComponentRow(layer, component, bool(source.dead[component]), shares, references, similarity)
 
     def _foreign_row(self, source: ForeignLayer, component: int, similarity: float) -> ComponentRow:
-        known = [sample.path for sample in self._data.samples] if source.data == self._data.sha256 else None
-        rows = self._store.rows(
+        known = [sample.path for sample in self.data.samples] if source.data == self.data.sha256 else None
+        rows = self.store.rows(
             "SELECT sample, activation, x0, y0, x1, y1 FROM reference JOIN crop USING (component, rank, sample) "
             "WHERE reference.stage = ? AND crop.stage = ? AND component = ? ORDER BY rank LIMIT ?",
             (source.references, source.crops, component, min(_NEIGHBOURS, source.declared)),
@@ -298,23 +209,6 @@ def search(
     StoreError
         ``index-incomplete``, ``store-damaged``, or no store.
     """
-    _layers(plan, layer)
+    chosen_layers(plan, layer)
     with Explorer(plan) as explorer:
         return explorer.search(text=text, image=image, layer=layer, top=top, everywhere=everywhere)
-
-
-def _layers(plan: AuditPlan, layer: str | None) -> tuple[str, ...]:
-    if layer is None:
-        return plan.audit.layers
-    if layer not in plan.audit.layers:
-        raise UsageError("unknown-layer", f"The audit has no layer {layer!r}.", f"Its layers: {', '.join(plan.audit.layers)}.")
-    return (layer,)
-
-
-def _incomplete(store: Store) -> StoreError:
-    return StoreError(
-        "index-incomplete",
-        "The index of this audit is not complete.",
-        "Run `semlens-audit index` with it first.",
-        file=str(store.path),
-    )
