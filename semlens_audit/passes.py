@@ -179,10 +179,13 @@ class _References:
     facts: dict[str, Any]
 
     def write(self, store: Store, samples: np.ndarray, computed: list[dict[str, Any]]) -> bytes | None:
-        values = np.concatenate([one["pooled"][self.layer] for one in computed])
-        if self.top is None:
-            self.top = TopReferences(values.shape[1], self.m, self.layer)
-        self.top.update(samples, values)
+        first = 0
+        for one in computed:  # batch by batch: what merging takes grows with the rows that are merged
+            values = one["pooled"][self.layer]
+            if self.top is None:
+                self.top = TopReferences(values.shape[1], self.m, self.layer)
+            self.top.update(samples[first : first + len(values)], values)
+            first += len(values)
         stream = io.BytesIO()
         np.savez(stream, **self.top.state())  # type: ignore[arg-type]
         return stream.getvalue()
