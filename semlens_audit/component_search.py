@@ -16,13 +16,13 @@ import numpy as np
 
 from semlens_audit.digest import canonical_json
 from semlens_audit.errors import StoreError
-from semlens_audit.search_codes import BLOCK, Codes, CodesDamagedError, write_codes
+from semlens_audit.search_codes import BLOCK, Codes, CodesDamagedError, estimates, write_codes
 from semlens_audit.store import Store
 
 __all__ = ["ComponentSearch", "Hit", "cache_folder", "when_finished"]
 
 _FEW = 20_000
-_CHUNK = 256
+_LEAST, _MOST = 16, 256
 
 
 @dataclass(frozen=True)
@@ -97,42 +97,39 @@ class ComponentSearch:
             if self._size(stage, column)[1] != len(directions[stage]):
                 raise self._damaged(f"its concept embeddings have {self._size(stage, column)[1]} numbers, not {len(directions[stage])}")
         scanned = sum(self._size(stage, column)[0] for stage in stages) > self._few
-        codes = {stage: self._opened(stage, column) if scanned else None for stage in stages}
+        estimated = self._estimated(stages, column, directions) if scanned else {}
         found: list[Hit] = []
-        estimates: list[tuple[str, np.ndarray, np.ndarray]] = []
         for stage in stages:
-            one = self._estimated(stage, column, directions[stage]) if codes[stage] is not None else None
-            if one is not None:
-                estimates.append((stage, *one))
-                continue
-            for names, vectors in self._blocks(stage, column):
-                found += _hits(stage, names, _cosines(vectors, directions[stage]))
-                found = _first(found, place, count)
-        return self._confirmed(found, estimates, directions, column, count, place)
+            if stage not in estimated:
+                for names, vectors in self._blocks(stage, column):
+                    found = _first([*found, *_hits(stage, names, _cosines(vectors, directions[stage]))], place, count)
+        return self._confirmed(found, estimated, directions, column, count, place)
 
     def _confirmed(
-        self, found: list[Hit], estimates: list[tuple[str, np.ndarray, np.ndarray]], directions: Mapping[str, np.ndarray],
+        self, found: list[Hit], estimated: dict[str, tuple[Codes, np.ndarray]], directions: Mapping[str, np.ndarray],
         column: str, count: int, place: dict[str, int],
     ) -> list[Hit]:  # fmt: skip
         """Compare those that can be among the first, the most promising first, until no other can be."""
-        if not estimates or count < 1:
+        if not estimated or count < 1:
             return found[: max(count, 0)]
-        upper = np.concatenate([estimate + bound for _, estimate, bound in estimates])
-        lower = np.concatenate([estimate - bound for _, estimate, bound in estimates])
-        least = np.partition(lower, len(lower) - count)[len(lower) - count] if len(lower) > count else -np.inf
-        del lower
-        candidates = np.flatnonzero(upper >= least)
-        candidates = candidates[np.argsort(-upper[candidates], kind="stable")]
-        starts = np.cumsum([0, *(len(estimate) for _, estimate, _ in estimates)])
-        at, chunk = 0, _CHUNK
-        while at < len(candidates) and (len(found) < count or upper[candidates[at]] >= found[-1].similarity):
-            part = candidates[at : at + chunk]
-            owner = np.searchsorted(starts, part, side="right") - 1
-            for i in np.unique(owner).tolist():
-                stage, rows = estimates[i][0], part[owner == i] - starts[i]
-                known = self._codes[stage, column]
-                assert known is not None
-                names, vectors = self._chosen(stage, column, known.component[rows])
+        bounds = {stage: codes.bound.astype(np.float64) for stage, (codes, _) in estimated.items()}
+        lower = np.concatenate([_largest(values - bounds[stage], count) for stage, (_, values) in estimated.items()])
+        least = _largest(lower, count).min() if len(lower) >= count else -np.inf
+        owners, components, uppers = [], [], []
+        for stage, (codes, values) in estimated.items():
+            upper = values + bounds[stage]
+            rows = np.flatnonzero(upper >= least)
+            owners.append(np.full(len(rows), place[stage]))
+            components.append(codes.component[rows])
+            uppers.append(upper[rows])
+        owner, component, upper = np.concatenate(owners), np.concatenate(components), np.concatenate(uppers)
+        order = np.argsort(-upper, kind="stable")
+        stages = list(directions)
+        at, chunk = 0, min(max(2 * count, _LEAST), _MOST)
+        while at < len(order) and (len(found) < count or upper[order[at]] >= found[-1].similarity):
+            part = order[at : at + chunk]
+            wanted = [(stages[i], k) for i, k in zip(owner[part].tolist(), component[part].tolist(), strict=True)]
+            for stage, names, vectors in self._chosen(column, wanted):
                 found += _hits(stage, names, _cosines(vectors, directions[stage]))
             found = _first(found, place, count)
             at, chunk = at + chunk, 2 * chunk
@@ -164,14 +161,21 @@ class ComponentSearch:
                 raise self._damaged("a concept embedding is not finite")
             yield block["component"], block["vector"]
 
-    def _chosen(self, stage: str, column: str, components: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        sql = f'SELECT component, "{column}" AS vector FROM meaning WHERE stage = ? AND component IN (SELECT unnest(?::INTEGER[]))'
-        rows = self._store.arrays(sql, (stage, components.tolist()))
-        if len(rows["component"]) != len(components):
+    def _chosen(self, column: str, wanted: list[tuple[str, int]]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Components and embeddings of those wanted, for one stage after the other."""
+        stages, components = zip(*wanted, strict=True)
+        # Found among the short columns first: what is long is then read of their blocks alone.
+        named = "SELECT rowid FROM meaning WHERE (stage, component) IN (SELECT unnest(?::VARCHAR[]), unnest(?::INTEGER[]))"
+        places = self._store.arrays(named, (list(stages), list(components)))["rowid"]
+        chosen = f'SELECT stage, component, "{column}" AS vector FROM meaning WHERE rowid IN (SELECT unnest(?::BIGINT[]))'
+        rows = self._store.arrays(chosen, (places.tolist(),))
+        if sorted(zip(rows["stage"].tolist(), rows["component"].tolist(), strict=True)) != sorted(wanted):
             raise self._damaged("a concept embedding is missing or twice there")
         if not np.isfinite(rows["vector"]).all():
             raise self._damaged("a concept embedding is not finite")
-        return rows["component"], rows["vector"]
+        for stage in dict.fromkeys(stages):
+            own = rows["stage"] == stage
+            yield stage, rows["component"][own], rows["vector"][own]
 
     def _opened(self, stage: str, column: str, anew: bool = False) -> Codes | None:
         """The codes of a stage, made where they are missing or damaged; ``None`` where they cannot be written."""
@@ -191,17 +195,19 @@ class ComponentSearch:
         self._codes[stage, column] = codes
         return codes
 
-    def _estimated(self, stage: str, column: str, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """(K,) estimates and bounds; ``None`` where the codes cannot be read or written."""
-        codes = self._opened(stage, column)
-        for _ in range(2):
-            if codes is None:
-                return None
-            try:
-                return codes.estimate(direction), codes.bound.astype(np.float64)
-            except (CodesDamagedError, OSError):
-                codes = self._opened(stage, column, anew=True)
-        return None
+    def _estimated(
+        self, stages: list[str], column: str, directions: Mapping[str, np.ndarray]
+    ) -> dict[str, tuple[Codes, np.ndarray]]:
+        """Codes and (K,) estimates of each stage; without those whose codes can be neither read nor written."""
+        found: dict[str, tuple[Codes, np.ndarray]] = {}
+        waiting = stages
+        for anew in (False, True):
+            opened = [(stage, codes) for stage in waiting if (codes := self._opened(stage, column, anew)) is not None]
+            for (stage, codes), values in zip(opened, estimates([(codes, directions[stage]) for stage, codes in opened]), strict=True):
+                if isinstance(values, np.ndarray):
+                    found[stage] = (codes, values)
+            waiting = [stage for stage, _ in opened if stage not in found]
+        return found
 
 
 def _usable(path: Path, owner: str, column: str, rows: int) -> Codes | None:
@@ -218,6 +224,11 @@ def _cosines(vectors: np.ndarray, direction: np.ndarray) -> np.ndarray:
     values, wanted = vectors.astype(np.float64), np.asarray(direction, dtype=np.float64)
     length = np.sqrt((values * values).sum(axis=1)) * np.sqrt((wanted * wanted).sum())
     return np.divide((values * wanted).sum(axis=1), length, out=np.zeros(len(values)), where=length > 0)
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The `count` largest, in any order; all where there are fewer."""
+    return values if len(values) <= count else np.partition(values, len(values) - count)[len(values) - count :]
 
 
 def _hits(stage: str, components: np.ndarray, cosines: np.ndarray) -> list[Hit]:

@@ -12,18 +12,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from semlens_audit.digest import canonical_json
+from semlens_audit.prefetch import cores
 
-__all__ = ["BLOCK", "Codes", "CodesDamagedError", "write_codes"]
+__all__ = ["BLOCK", "Codes", "CodesDamagedError", "estimates", "write_codes"]
 
 BLOCK = 2048
 """Rows that are read, compared with their check sum and scanned at once."""
+
+_WIDE = 4 << 20
+"""Bytes of codes widened to float32 at a time: few enough to stay in a cache, enough that threads seldom wait for one another."""
+
+_SHARE = 8 << 20
+"""Bytes of codes that a thread takes at a time, and that another thread is worth."""
 
 _MAGIC = b"SLACODE1"
 _LONGEST_HEADER = 1 << 16
@@ -105,7 +114,7 @@ class Codes:
         return cls(path, component, mean, weight, scale, bound, sums, offset, width)
 
     def estimate(self, query: np.ndarray) -> np.ndarray:
-        """(K,) float64 cosine of every row with a query of length d, to within `bound`.
+        """(K,) float64 cosine of every row with a query of length d, to within `bound`; see `estimates`.
 
         Raises
         ------
@@ -114,22 +123,108 @@ class Codes:
         OSError
             If the file cannot be read.
         """
+        (found,) = estimates([(self, query)])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def estimates(
+    asked: Sequence[tuple[Codes, np.ndarray]], threads: int | None = None
+) -> list[np.ndarray | CodesDamagedError | OSError]:
+    """Scan several files, each for a query of its own, in as many threads as are worth it.
+
+    Parameters
+    ----------
+    asked
+        Codes and the (d,) query that their rows are compared with, not zero.
+    threads
+        Most threads; ``None``: as many as there are processors. What is found does not depend on it.
+
+    Returns
+    -------
+    list
+        For each of them (K,) float64 cosines, to within `Codes.bound`, or why there are none: a block is not what was written, or
+        the file cannot be read.
+    """
+    scans = [_Scan.of(codes, query) for codes, query in asked]
+    shares = deque((scan, blocks) for scan in scans for blocks in scan.shares())
+    most = cores() if threads is None else threads
+    workers = min(most, -(-sum(codes.width * len(codes.component) for codes, _ in asked) // _SHARE))
+    if workers > 1:
+        with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
+            for future in [pool.submit(_work_off, shares) for _ in range(workers)]:
+                future.result()
+    else:
+        _work_off(shares)
+    return [scan.failure or scan.found for scan in scans]
+
+
+@dataclass(eq=False)
+class _Scan:
+    """One file that is scanned: what is looked for, and what has been found."""
+
+    codes: Codes
+    weight: np.ndarray
+    constant: float
+    found: np.ndarray
+    failure: CodesDamagedError | OSError | None = None
+
+    @classmethod
+    def of(cls, codes: Codes, query: np.ndarray) -> _Scan:
         unit = query.astype(np.float64) / np.linalg.norm(query)
-        weight = np.zeros(self.width, dtype=np.float32)
-        weight[: len(unit)] = self.weight * unit
-        found = np.empty(len(self.component), dtype=np.float32)
-        raw = np.empty((min(BLOCK, max(1, len(found))), self.width), dtype=np.int8)
-        wide = np.empty(raw.shape, dtype=np.float32)
-        with self.path.open("rb", buffering=0) as stream:
-            stream.seek(self.offset)
-            for block, start in enumerate(range(0, len(found), BLOCK)):
-                count = min(BLOCK, len(found) - start)
-                part = raw[:count]
-                if _read_whole(stream.readinto, part) != part.nbytes or _sum(part) != self.sums[block]:
+        weight = np.zeros(codes.width, dtype=np.float32)
+        weight[: len(unit)] = codes.weight * unit
+        return cls(codes, weight, float(unit @ codes.mean), np.empty(len(codes.component)))
+
+    def shares(self) -> list[range]:
+        """Runs of blocks that a thread takes at a time."""
+        count, step = len(self.codes.sums), max(1, _SHARE // (BLOCK * self.codes.width))
+        return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+    def read(self, blocks: range, room: _Room) -> None:
+        """Find the cosines of consecutive blocks."""
+        codes, rows = self.codes, len(self.codes.component)
+        with codes.path.open("rb", buffering=0) as stream:
+            stream.seek(codes.offset + blocks.start * BLOCK * codes.width)
+            for block in blocks:
+                start, stop = block * BLOCK, min((block + 1) * BLOCK, rows)
+                part = room.raw[: stop - start]
+                if _read_whole(stream.readinto, part) != part.nbytes or _sum(part) != codes.sums[block]:
                     raise CodesDamagedError("its codes are damaged")
-                np.copyto(wide[:count], part)
-                np.dot(wide[:count], weight, out=found[start : start + count])
-        return float(unit @ self.mean) + self.scale.astype(np.float64) * found
+                for first in range(0, len(part), len(room.wide)):
+                    tile = part[first : first + len(room.wide)]
+                    np.copyto(room.wide[: len(tile)], tile)
+                    # Row by row: a product of matrix and vector would be shared among threads of its own.
+                    np.vecdot(room.wide[: len(tile)], self.weight, out=room.product[first : first + len(tile)])
+                np.multiply(codes.scale[start:stop], room.product[: len(part)], out=self.found[start:stop], dtype=np.float64)
+                self.found[start:stop] += self.constant
+
+
+class _Room:
+    """What one thread reads blocks of one width into: the codes, some of them widened, and their products with the query."""
+
+    def __init__(self, width: int) -> None:
+        self.raw = np.empty((BLOCK, width), dtype=np.int8)
+        self.wide = np.empty((min(BLOCK, max(1, _WIDE // (4 * width))), width), dtype=np.float32)
+        self.product = np.empty(BLOCK, dtype=np.float32)
+
+
+def _work_off(shares: deque[tuple[_Scan, range]]) -> None:
+    """Take one share after the other until none is left."""
+    rooms: dict[int, _Room] = {}
+    while True:
+        try:
+            scan, blocks = shares.popleft()
+        except IndexError:
+            return
+        if scan.failure is None:
+            width = scan.codes.width
+            room = rooms[width] = rooms.get(width) or _Room(width)
+            try:
+                scan.read(blocks, room)
+            except (CodesDamagedError, OSError) as error:
+                scan.failure = error
 
 
 def write_codes(

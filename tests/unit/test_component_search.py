@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semlens_audit import component_search
+from semlens_audit import component_search, search_codes
 from semlens_audit.component_search import ComponentSearch, Hit, cache_folder
 from semlens_audit.errors import StoreError
-from semlens_audit.search_codes import BLOCK, Codes, CodesDamagedError, write_codes
+from semlens_audit.search_codes import BLOCK, Codes, CodesDamagedError, estimates, write_codes
 from semlens_audit.store import Store
 
 
@@ -93,12 +94,65 @@ def test_few_are_read_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     vectors = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
     read = []
     real = ComponentSearch._chosen
-    monkeypatch.setattr(ComponentSearch, "_chosen", lambda self, *given: read.append(len(given[2])) or real(self, *given))
+    monkeypatch.setattr(ComponentSearch, "_chosen", lambda self, *given: read.append(len(given[1])) or real(self, *given))
     with write(tmp_path / "s.duckdb", {"k": vectors}) as store:
         search = ComponentSearch(store, few=0)
         direction = np.random.default_rng(1).normal(size=64)
         same(search.nearest({"k": direction}, "vector", 10), slow({"k": vectors}, {"k": direction}, 10))
     assert sum(read) < 1000
+
+
+class TestThreads:
+    """Several files, scanned share by share by as many threads as there are."""
+
+    @pytest.fixture
+    def asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Codes, np.ndarray]]:
+        monkeypatch.setattr(search_codes, "_SHARE", 2 * BLOCK * 24)  # two blocks of the narrowest
+        monkeypatch.setattr(search_codes, "_WIDE", 300 * 4 * 24)  # a block is widened in parts, the last one shorter
+        rng = np.random.default_rng(4)
+        asked = []
+        for number, (rows, width) in enumerate([(7 * BLOCK + 5, 24), (1, 40), (0, 8), (3 * BLOCK, 90)]):
+            vectors = rng.normal(size=(rows, width)).astype(np.float32)
+            path = tmp_path / f"{number}.codes"
+            write_codes(path, "stage", "vector", rows, width, lambda v=vectors: [(np.arange(len(v)), v)] if len(v) else [])
+            asked.append((Codes.open(path, "stage", "vector"), rng.normal(size=width)))
+        return asked
+
+    def test_find_the_same_bits_however_many_they_are(self, asked: list[tuple[Codes, np.ndarray]]) -> None:
+        alone = estimates(asked, threads=1)
+        for threads in (2, 3, 16):
+            for one, other in zip(alone, estimates(asked, threads=threads), strict=True):
+                assert isinstance(one, np.ndarray)
+                np.testing.assert_array_equal(one, other)
+        assert [len(one) for one in alone] == [len(codes.component) for codes, _ in asked]
+
+    def test_more_than_one_take_shares(self, asked: list[tuple[Codes, np.ndarray]], monkeypatch: pytest.MonkeyPatch) -> None:
+        together, read = threading.Barrier(2, timeout=60), search_codes._Scan.read
+        met = []
+
+        def wait(self: search_codes._Scan, blocks: range, room: search_codes._Room) -> None:
+            if len(met) < 2:  # the first two shares are only read while both are being read
+                met.append(threading.get_ident())
+                together.wait()
+            read(self, blocks, room)
+
+        monkeypatch.setattr(search_codes._Scan, "read", wait)
+        estimates(asked, threads=2)
+        assert len(set(met)) == 2
+
+    @pytest.mark.parametrize("threads", [1, 3])
+    def test_damage_to_one_file_is_of_that_file_alone(self, asked: list[tuple[Codes, np.ndarray]], threads: int) -> None:
+        whole = estimates(asked, threads=1)
+        codes = asked[0][0]
+        content = bytearray(codes.path.read_bytes())
+        content[codes.offset + 5 * BLOCK * codes.width + 7] ^= 1
+        codes.path.write_bytes(content)
+        asked[1][0].path.unlink()
+        found = estimates(asked, threads)
+        assert isinstance(found[0], CodesDamagedError)
+        assert isinstance(found[1], FileNotFoundError)
+        np.testing.assert_array_equal(found[2], whole[2])
+        np.testing.assert_array_equal(found[3], whole[3])
 
 
 class TestFile:
