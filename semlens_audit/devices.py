@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from semlens_audit.arithmetic import fix_arithmetic
 from semlens_audit.errors import ExecutionError, UsageError
 from semlens_audit.store import StageState
 
@@ -21,7 +22,7 @@ def require_name(name: str) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """The device called `name`, with single precision that is one: no TF32.
+    """The device called `name`, with an arithmetic that is one: see `semlens_audit.arithmetic`.
 
     Parameters
     ----------
@@ -36,6 +37,7 @@ def find_device(name: str) -> torch.device:
     import torch
 
     require_name(name)
+    fix_arithmetic()
     kind, _, number = name.partition(":")
     if kind == "cpu":
         return torch.device("cpu")
@@ -46,9 +48,6 @@ def find_device(name: str) -> torch.device:
     if wanted >= count:
         have = f"only {count} of them" if count else "none that this PyTorch can use"
         raise UsageError("no-cuda", f"The device {name!r} is asked for, but there is {have}.", "Use --device cpu or --device auto.")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False  # which kernel is quickest today must not decide the last bits
     return torch.device("cuda", wanted)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
+from semlens_audit.arithmetic import fix_arithmetic
 from semlens_audit.devices import has_bfloat16, on_device, out_of_memory
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import ExecutionError, SubjectError
@@ -266,6 +267,7 @@ def load_foundation(plan: AuditPlan, device: torch.device | None = None) -> Foun
         Missing files, weights that do not fit, an architecture that is not known.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    fix_arithmetic()
     sha256 = foundation_digest(plan)
     if plan.audit.foundation_model.source == "timm":
         return _load_timm(plan, sha256, device)

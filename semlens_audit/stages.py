@@ -25,10 +25,14 @@ NULL_CROPS = 2000
 THUMBNAILS = 8
 """Reference samples of each component that get pictures."""
 
-_MODEL = ("subject.py", "networks.py", "weights.py", "images.py", "views.py", "clip_classifier.py", "exported.py", "open_clip_models.py")
+_MODEL = (
+    "arithmetic.py", "subject.py", "networks.py", "weights.py", "images.py", "views.py", "clip_classifier.py", "exported.py",
+    "open_clip_models.py",
+)  # fmt: skip
 _FORWARD = ("inference.py", "precision.py")
 _MEANING = (
-    "foundation.py", "images.py", "inference.py", "networks.py", "open_clip_models.py", "regions.py", "subject.py", "weights.py"
+    "arithmetic.py", "foundation.py", "images.py", "inference.py", "networks.py", "open_clip_models.py", "regions.py", "subject.py",
+    "weights.py",
 )  # fmt: skip
 _ATTRIBUTION = ("attribution*.py", "components.py", "cropping.py", "layouts.py", "lrp*.py")
 

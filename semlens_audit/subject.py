@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from semlens_audit import clip_classifier
+from semlens_audit.arithmetic import fix_arithmetic
 from semlens_audit.data import class_names
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import ExecutionError, SubjectError
@@ -183,6 +184,7 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
             f"resizing, {preprocessing.resize} px.",
             "Make `resize` at least `size`, or leave it out.",
         )
+    fix_arithmetic()
     classes = class_names(plan)
     model = _load_model(plan, classes, allow_code)
     _check_outputs(model, preprocessing.size, classes)

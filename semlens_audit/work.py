@@ -61,10 +61,6 @@ class Bench:
     @cached_property
     def device(self) -> torch.device:
         """Where the networks are."""
-        import torch
-
-        # One way through attention in every process, whatever it computes first: last bits depend on it.
-        torch.backends.mha.set_fastpath_enabled(False)
         return find_device(self.execution.device)
 
     @cached_property

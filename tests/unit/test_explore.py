@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semlens_audit import explore, index
+from semlens_audit import explore, foundation, index
 from semlens_audit.data import open_data
 from semlens_audit.errors import StoreError, SubjectError, UsageError
 from semlens_audit.evidence import Evidence
@@ -110,6 +110,32 @@ class TestSearch:
             cosine = theta @ query / np.linalg.norm(theta) / np.linalg.norm(query)
             assert row.similarity == pytest.approx(float(cosine), abs=1e-4)
         assert {row.layer for row in rows} == {"layer1"}
+
+    def test_a_query_has_the_same_bytes_whether_or_not_the_process_has_indexed(
+        self, plan: AuditPlan, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import torch
+
+        def query() -> tuple[np.ndarray, np.ndarray]:
+            with explore.Explorer(plan) as explorer:
+                return explorer.text_probe("a green dot"), explorer.image_embedding(image)
+
+        def in_a_new_process() -> None:
+            torch.backends.mha.set_fastpath_enabled(True)  # what torch begins with
+
+        image = Path(plan.audit_file).parent / "images" / "nevus" / "000.png"
+        in_a_new_process()
+        alone = query()
+        in_a_new_process()
+        index.build(world.plan(world.write_world(Path(plan.audit_file).parent / "another", dead=1)))
+        after = query()
+        in_a_new_process()
+        monkeypatch.setattr(foundation, "fix_arithmetic", lambda: None)
+        as_it_begins = query()
+        for one, other, begun in zip(alone, after, as_it_begins, strict=True):
+            assert one.tobytes() == other.tobytes()
+            np.testing.assert_allclose(one, begun, atol=1e-5)
+        assert any(one.tobytes() != begun.tobytes() for one, begun in zip(alone, as_it_begins, strict=True))  # or this tells nothing
 
     def test_needs_exactly_one_query(self, plan: AuditPlan) -> None:
         for more in ({}, {"text": "x", "image": Path("y.png")}):
