@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,7 +78,9 @@ def removals(store: Store, keep: set[str]) -> tuple[Removal, ...]:
     return tuple(found)
 
 
-def compact(path: Path, keep: set[str], planned: str, memory_limit: int | None = None) -> tuple[int, int]:
+def compact(
+    path: Path, keep: set[str], planned: str, memory_limit: int | None = None, *, forgotten: Sequence[str] = ()
+) -> tuple[int, int]:
     """Replace a store by one that holds what is kept only; its log goes on, with an entry of what was done.
 
     Parameters
@@ -91,6 +93,8 @@ def compact(path: Path, keep: set[str], planned: str, memory_limit: int | None =
         `fingerprint` of the store when `keep` was decided.
     memory_limit
         Bytes that the database may hold in memory.
+    forgotten
+        Ids of audits whose indexes are given up: the entry names them, so that nobody is asked about them again.
 
     Returns
     -------
@@ -111,7 +115,7 @@ def compact(path: Path, keep: set[str], planned: str, memory_limit: int | None =
         with _alone(path), duckdb.connect(":memory:") as connection:
             _remove(copy)
             try:
-                _copy(connection, path, copy, keep, planned, memory_limit)
+                _copy(connection, path, copy, keep, planned, memory_limit, forgotten)
                 shutil.copymode(path, copy)
                 _flush(copy)
                 after = copy.stat().st_size
@@ -129,8 +133,9 @@ def compact(path: Path, keep: set[str], planned: str, memory_limit: int | None =
 
 
 def _copy(
-    connection: duckdb.DuckDBPyConnection, path: Path, copy: Path, keep: set[str], planned: str, memory_limit: int | None
-) -> None:
+    connection: duckdb.DuckDBPyConnection, path: Path, copy: Path, keep: set[str], planned: str, memory_limit: int | None,
+    forgotten: Sequence[str],
+) -> None:  # fmt: skip
     connection.execute(f"SET temp_directory = {_quoted(f'{copy}.tmp')}")
     if memory_limit is not None:
         connection.execute(f"SET memory_limit = '{memory_limit}B'")
@@ -176,7 +181,8 @@ def _copy(
         gone = connection.execute(f'SELECT count(*) FROM old."{table.name}"').fetchall()[0][0] - there[0][0]
         removed.update({table.name: gone} if gone else {})
     now = datetime.now(UTC).replace(tzinfo=None)
-    detail = canonical_json({"removed": removed, "stages": sorted(keep)})
+    given_up = {"forgotten": sorted(forgotten)} if forgotten else {}
+    detail = canonical_json({"removed": removed, "stages": sorted(keep), **given_up})
     connection.execute("INSERT INTO new.run_log VALUES (?, ?, ?)", (now, "store-compacted", detail))
     connection.execute("USE memory")
     connection.execute("CHECKPOINT new")

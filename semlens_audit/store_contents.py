@@ -77,7 +77,7 @@ class Contents:
     stages, tables
         Stages in the order they were begun; tables by size, largest first.
     audits
-        Id of each audit that the store has served -> when it was last indexed or run, UTC, ISO 8601.
+        Id of each audit that the store has served and not forgotten since -> when it was last indexed or run, UTC, ISO 8601.
     """
 
     path: str
@@ -141,12 +141,20 @@ def derived(inputs: Mapping[str, Mapping[str, Any]], keys: set[str]) -> set[str]
 
 
 def served(store: Store) -> dict[str, str]:
-    """Id of each audit that the store has served, in order -> when it was last indexed or run, UTC, ISO 8601."""
+    """Id of each audit that the store has served, in order -> when it was last indexed or run, UTC, ISO 8601.
+
+    One whose index was given up in a collection, and that nobody has indexed or run since, is none of them.
+    """
     found: dict[str, str] = {}
-    for at, detail in store.rows("SELECT \"at\", detail FROM run_log WHERE event IN ('index', 'audit') ORDER BY rowid"):
-        audit = json_object(detail).get("audit")
-        if isinstance(audit, str):
-            found[audit] = at.isoformat(timespec="seconds")
+    events = "('index', 'audit', 'store-compacted')"
+    for at, event, text in store.rows(f'SELECT "at", event, detail FROM run_log WHERE event IN {events} ORDER BY rowid'):
+        detail = json_object(text)
+        if event == "store-compacted":
+            forgotten = detail.get("forgotten")
+            for name in forgotten if isinstance(forgotten, list) else ():
+                found.pop(str(name), None)
+        elif isinstance(detail.get("audit"), str):
+            found[detail["audit"]] = at.isoformat(timespec="seconds")
     return found
 
 

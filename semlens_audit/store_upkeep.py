@@ -38,7 +38,7 @@ class Collected:
     before, after
         Bytes of the file; `after` is ``None`` where nothing was removed.
     left_out
-        Audits that the store has served and that were neither kept nor forgotten.
+        Audits that the store has served and that were neither kept nor forgotten, now or before.
     lacking
         Id of an audit that is kept -> stages that it needs and the store does not have; those that lack none are left out.
     """
@@ -148,7 +148,8 @@ def collect(
     plans
         Audits whose indexes are kept, whole or begun.
     forget
-        Ids of audits that the store has served and whose indexes are not kept.
+        Ids of audits that the store has served and whose indexes are not kept. They are remembered as forgotten until one of them
+        is indexed or run again.
     really
         Whether it is done.
     max_memory
@@ -190,8 +191,9 @@ def collect(
         going: dict[str, int] = {}
         for key, name in names:
             going.update({} if key in keep else {name: going.get(name, 0) + 1})
-        kept = {plan.audit.audit for plan in plans} | set(forget)
-        left_out = tuple(audit for audit in served(store) if audit not in kept)
+        others = [audit for audit in served(store) if audit not in {plan.audit.audit for plan in plans}]
+        left_out = tuple(audit for audit in others if audit not in forget)
+        forgotten = [audit for audit in others if audit in forget]
         found, before = removals(store, keep), path.stat().st_size
     if not really:
         return Collected(str(path), False, found, going, before, None, left_out, lacking)
@@ -202,7 +204,7 @@ def collect(
             "Give the file of each with --keep, or its id with --forget.",
             file=str(path),
         )
-    before, after = compact(path, keep, planned, allowed)
+    before, after = compact(path, keep, planned, allowed, forgotten=forgotten)
     return Collected(str(path), True, found, going, before, after, (), lacking)
 
 

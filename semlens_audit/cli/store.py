@@ -87,7 +87,7 @@ def gc(
     keep: Keep = None,
     forget: Annotated[
         list[str] | None,
-        typer.Option("--forget", metavar="ID", help="Id of an audit that the store has served and whose index may go. Repeatable."),
+        typer.Option("--forget", metavar="ID", help="Id of an audit that the store has served and no longer needs to. Repeatable."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, it is only listed.")] = False,
     max_memory: MaxMemory = None,

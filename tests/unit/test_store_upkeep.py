@@ -246,8 +246,22 @@ class TestCollection:
         assert all(file.name.partition(".")[0] in keep for file in cache_folder(path).iterdir())
         assert any(cache_folder(path).iterdir())
         assert sorted(file.name for file in folder.iterdir() if "store" in file.name) == ["store.duckdb", "store.duckdb.cache"]
-        again = store_upkeep.collect(path, [first], forget=["other"])
+        again = store_upkeep.collect(path, [first])
         assert again.removals == ()
+
+    def test_what_was_forgotten_once_is_not_asked_about_until_it_is_used_again(self, folder: Path) -> None:
+        first, other = plans(folder)
+        path = path_of(folder)
+        assert store_upkeep.collect(path, [first], forget=["other"]).left_out == ()
+        assert store_upkeep.collect(path, [first]).left_out == ("other",)  # nothing was removed, so nothing is forgotten
+        store_upkeep.collect(path, [first], forget=["other", "made-up", "nobody"], really=True)
+        assert set(store_upkeep.info(path).audits) == {"made-up"}
+        again = store_upkeep.collect(path, [first], really=True)
+        assert (again.done, again.left_out, again.removals) == (True, (), ())
+        index.build(other)
+        assert set(store_upkeep.info(path).audits) == {"made-up", "other"}
+        with pytest.raises(UsageError, match="other"):
+            store_upkeep.collect(path, [first], really=True)
 
     def test_what_comes_after_is_what_was_before(self, folder: Path) -> None:
         first, other = plans(folder)
