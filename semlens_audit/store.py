@@ -17,9 +17,10 @@ import numpy as np
 
 from semlens_audit import __version__
 from semlens_audit.column_stream import ColumnStream
-from semlens_audit.digest import canonical_json, digest, digest_file
+from semlens_audit.digest import canonical_json, digest
 from semlens_audit.errors import StoreError
 from semlens_audit.store_errors import store_error
+from semlens_audit.store_file_digests import FileDigests
 from semlens_audit.store_schema import CONTENT_TABLES, VERSION, statements
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ class Store:
         self.path, self.read_only = path, read_only
         self._connection = connection
         self._depth = 0
-        self._digests: dict[str, tuple[int, int, int, str]] | None = None
-        self._fresh: set[str] = set()
+        self._files = FileDigests(self.rows, None if read_only else self.execute)
 
     @classmethod
     def open(cls, path: Path, read_only: bool = False, *, memory_limit: int | None = None) -> Store:
@@ -147,7 +147,7 @@ class Store:
     def close(self) -> None:
         """Write pending file digests and close; a second call does nothing."""
         with suppress(StoreError):  # only a cache; the digests are computed again
-            self._flush_digests()
+            self._files.flush()
         self._connection.close()
 
     def _check_version(self) -> None:
@@ -366,31 +366,7 @@ class Store:
 
     def file_digest(self, path: Path) -> str:
         """SHA-256 of the bytes of a file; read again only if its size, time of change or inode differ from last time."""
-        if self._digests is None:
-            found = self.rows("SELECT path, size, mtime_ns, inode, sha256 FROM file_digest")
-            self._digests = {name: (size, changed, inode, sha256) for name, size, changed, inode, sha256 in found}
-        name, status = str(path.absolute()), path.stat()
-        identity = (status.st_size, status.st_mtime_ns, status.st_ino)
-        known = self._digests.get(name)
-        if known is None or known[:3] != identity:
-            known = (*identity, digest_file(path))
-            self._digests[name] = known
-            self._fresh.add(name)
-            if len(self._fresh) >= 1000:
-                self._flush_digests()
-        return known[3]
-
-    def _flush_digests(self) -> None:
-        if self.read_only or not self._fresh or self._digests is None:
-            return
-        names = sorted(self._fresh)
-        columns = list(zip(*(self._digests[name] for name in names), strict=True))
-        self.execute(
-            "INSERT OR REPLACE INTO file_digest SELECT unnest(?::VARCHAR[]), unnest(?::BIGINT[]), unnest(?::BIGINT[]), "
-            "unnest(?::UBIGINT[]), unnest(?::VARCHAR[])",
-            (names, *(list(column) for column in columns)),
-        )
-        self._fresh.clear()
+        return self._files.of(path)
 
     def content_digest(self) -> str:
         """SHA-256 over every row of every content table, ordered by the tables' own order; free of times and of history."""

@@ -11,8 +11,8 @@ import semlens_audit._torchvision  # noqa: F401
 from semlens_audit import attribution_maps, crops
 from semlens_audit.attribution_maps import EXACT, Way, heatmaps, lifted, settle, stream_heatmaps
 from semlens_audit.devices import has_bfloat16
-from tests.unit.test_lrp import images
-from tests.unit.test_lrp import settle as trained_like
+from tests.unit.family_world import images
+from tests.unit.family_world import settle as trained_like
 
 # isort: split
 from torchvision.models.resnet import BasicBlock, ResNet

@@ -15,6 +15,7 @@ import semlens_audit._torchvision  # noqa: F401
 from semlens_audit.errors import SubjectError
 from semlens_audit.lrp import RelevanceModel, relevance_model
 from semlens_audit.weights import state_digest
+from tests.unit.family_world import images, settle
 
 # isort: split
 import timm
@@ -23,36 +24,6 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer, VGGCanonizer
-
-
-def settle(model: nn.Module, *, bias: bool = True, seed: int = 0) -> nn.Module:
-    """Bring every layer's output to unit size, as training would; without `bias`, take every additive constant away.
-
-    An untrained network lets its signal die out, until the rules' stabilizer is all that is left.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    model.eval().requires_grad_(False)
-
-    def level(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        size = output.square().mean().sqrt()
-        module.weight.data /= size
-        return output / size
-
-    handles = []
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            module.weight.uniform_(0.5, 1.5, generator=generator)
-            module.running_mean.normal_(0, 0.1 if bias else 0.0, generator=generator)
-        elif not isinstance(module, nn.Conv2d | nn.Linear):
-            continue
-        if module.bias is not None:
-            module.bias.normal_(0, 0.1 if bias else 0.0, generator=generator)
-        handles.append(module.register_forward_hook(level))
-    model(images(4, 64, seed=9))
-    for handle in handles:
-        handle.remove()
-    return model
 
 
 @pytest.fixture(autouse=True)
@@ -71,10 +42,6 @@ def small_vgg(widths: list[int | str], *, batch_norm: bool = False) -> nn.Module
     width = [w for w in widths if isinstance(w, int)][-1]
     model.classifier = nn.Sequential(nn.Linear(4 * width, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 4))
     return model
-
-
-def images(count: int = 2, size: int = 64, seed: int = 1) -> torch.Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
 def class_relevance(model: nn.Module, batch: torch.Tensor, layer: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,8 @@ from semlens_audit.cropping import boxes
 from semlens_audit.devices import has_bfloat16
 from semlens_audit.lrp import relevance_model
 from semlens_audit.lrp_conditional import Conditional
-from tests.unit.test_lrp import Gated, images, settle, small_vgg
+from tests.unit.family_world import images, settle
+from tests.unit.test_lrp import Gated, small_vgg
 
 # isort: split
 import timm

@@ -11,7 +11,7 @@ import duckdb
 import numpy as np
 import pytest
 
-from semlens_audit import store as store_module
+from semlens_audit import store_file_digests
 from semlens_audit.errors import StoreError
 from semlens_audit.store import Store
 from semlens_audit.store_errors import store_error
@@ -321,8 +321,8 @@ class TestFileDigest:
     def test_reads_a_file_again_only_if_it_changed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file, path, read = tmp_path / "f.bin", tmp_path / "s.duckdb", []
         file.write_bytes(b"one")
-        real = store_module.digest_file
-        monkeypatch.setattr(store_module, "digest_file", lambda path: read.append(path) or real(path))
+        real = store_file_digests.digest_file
+        monkeypatch.setattr(store_file_digests, "digest_file", lambda path: read.append(path) or real(path))
         with Store.open(path) as opened:
             first = opened.file_digest(file)
             assert opened.file_digest(file) == first == real(file)
