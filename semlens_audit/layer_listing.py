@@ -15,6 +15,7 @@ from semlens_audit.clip_classifier import load_classifier
 from semlens_audit.errors import SubjectError, UsageError
 from semlens_audit.exported import load_exported
 from semlens_audit.layer_survey import LayerCost, Survey, default_layers, survey
+from semlens_audit.model_rules import PLAIN_ARGUMENTS, wrong_argument
 from semlens_audit.places import placed_in_audit
 from semlens_audit.plan import AuditPlan, MeasurementSettings, ModelSource
 from semlens_audit.subject import load_subject
@@ -142,7 +143,7 @@ def list_architecture(name: str, size: int | None, arguments: Mapping[str, Any],
     Raises
     ------
     UsageError
-        ``unknown-model``: no such source.
+        ``unknown-model``: no such source. ``bad-arguments``: one names other files or weights, or is gigantic; audits refuse it too.
     """
     source, colon, rest = name.partition(":")
     if not colon or source not in _SOURCES or not rest:
@@ -151,6 +152,8 @@ def list_architecture(name: str, size: int | None, arguments: Mapping[str, Any],
             f"`{name}` is neither an audit file that exists nor a model.",
             "Write e.g. audits/mine.yaml, timm:resnet18, torchvision:vgg16, open_clip:path/to/model or export:path/to/model.pt2.",
         )
+    if (wrong := wrong_argument(arguments)) is not None:
+        raise UsageError("bad-arguments", wrong[1], PLAIN_ARGUMENTS)
     asked = ModelSource(source=source, name=rest, arguments=dict(arguments))  # type: ignore[arg-type]
     if source == "open_clip":
         from semlens_audit.paths import resolve

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from semlens_audit.bounded import read_bytes
 from semlens_audit.confinement import inside
 from semlens_audit.yaml_source import KeyPath, Source
 
-__all__ = ["check_arguments", "check_model_directory", "check_model_name", "swells"]
+__all__ = ["PLAIN_ARGUMENTS", "check_arguments", "check_model_directory", "check_model_name", "swells", "wrong_argument"]
+
+PLAIN_ARGUMENTS = "Give only what describes the architecture, in sizes that exist."
+"""What to do about a wrong argument."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,119}(/[A-Za-z0-9_.+-]{1,40})?")
 _ELSEWHERE = re.compile(
@@ -56,10 +59,17 @@ def check_arguments(source: Source, at: KeyPath, arguments: Any) -> None:
     """
     if not isinstance(arguments, dict):
         return
-    for key, why in _complaints(arguments):
-        path = (*at, key) if key in arguments else at
-        source.complain("bad-arguments", path, why, "Give only what describes the architecture, in sizes that exist.")
-        return
+    if (wrong := wrong_argument(arguments)) is not None:
+        key, why = wrong
+        source.complain("bad-arguments", (*at, key) if key in arguments else at, why, PLAIN_ARGUMENTS)
+
+
+def wrong_argument(arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Key and fault of the first argument of an architecture that names other files or weights, or asks for something gigantic.
+
+    The key is empty where the fault is of several together.
+    """
+    return next(_complaints(dict(arguments)), None)
 
 
 def check_model_directory(source: Source, at: KeyPath, folder: Path, allowed: Sequence[Path]) -> None:
@@ -93,7 +103,7 @@ def check_model_directory(source: Source, at: KeyPath, folder: Path, allowed: Se
             "bad-model-directory", at, f"{folder / _CONFIG} is no JSON object of at most 1 MB.", "Save the model directory again."
         )
         return
-    why = _leads_elsewhere(config) or next((why for _, why in _complaints(config)), None)
+    why = _leads_elsewhere(config) or (wrong_argument(config) or ("", None))[1]
     if why is not None:
         source.complain("bad-model-directory", at, f"{folder / _CONFIG}: {why}", "Nothing is downloaded and no code is run.")
 

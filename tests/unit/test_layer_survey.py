@@ -179,6 +179,21 @@ def test_what_cannot_be_listed_is_said(arguments, slug):
     assert f"[{slug}]" in text
 
 
+@pytest.mark.parametrize(
+    ("model", "argument", "why"),
+    [
+        ("timm:resnet18", "checkpoint_path=x.pt", "other files"), ("timm:resnet18", 'pretrained_cfg={"file": "x.pt"}', "other files"),
+        ("torchvision:resnet18", "weights=DEFAULT", "other files"), ("timm:resnet18", "num_classes=1000000000", "larger than"),
+        ("open_clip:none", "cache_dir=x", "other files"),
+    ],
+)  # fmt: skip
+def test_arguments_that_audits_refuse_are_refused(model, argument, why):
+    code, text = call(model, "--argument", argument)
+    assert code == 2
+    assert "[bad-arguments]" in text
+    assert why in text
+
+
 def test_names_are_written_as_an_audit_file_takes_them():
     names = ["layer3", "blocks.1.mlp.act", "1", "1.0", "1e5", "on", "a b: [x] #1", 'say "x"', "été"]
     found = Survey(tuple(LayerCost(n, "ReLU", "", Layout.MAPS, (4, 2, 2), 4, 2, 0, 1, 1) for n in names), (), 1, 8)
