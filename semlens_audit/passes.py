@@ -22,6 +22,7 @@ from semlens_audit.prefetch import cores
 from semlens_audit.progress import Progress
 from semlens_audit.stages import audited_classes
 from semlens_audit.store import StageState, Store
+from semlens_audit.threads import Threaded, threads_of
 from semlens_audit.work import Bench, Engine, Work
 
 __all__ = ["forward_pass", "relevance_pass"]
@@ -179,11 +180,10 @@ class _References:
     facts: dict[str, Any]
 
     def write(self, store: Store, samples: np.ndarray, computed: list[dict[str, Any]]) -> bytes | None:
-        first = 0
-        for one in computed:  # batch by batch: what merging takes grows with the rows that are merged
-            values = one["pooled"][self.layer]
-            if self.top is None:
-                self.top = TopReferences(values.shape[1], self.m, self.layer)
+        batches, first = [one["pooled"][self.layer] for one in computed], 0
+        if self.top is None:
+            self.top = TopReferences(batches[0].shape[1], self.m, self.layer)
+        for values in batches:  # one at a time: what merging takes grows with the rows that are merged
             self.top.update(samples[first : first + len(values)], values)
             first += len(values)
         stream = io.BytesIO()
@@ -241,40 +241,57 @@ def forward_pass(plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str
     Outputs and layers are computed in the arithmetic that each of them was settled on, see `semlens_audit.precision`; those that come to
     the same one share their passes.
     """
-    settings, total = plan.audit.measurement, len(engine.bench.data.samples)
-    names = {"": "outputs", **{layer: f"references:{layer}" for layer in plan.audit.layers}}
-    states = {layer: store.begin(name, inputs[name], total) for layer, name in names.items()}
-    if all(state.complete for state in states.values()):
+    settings, bench = plan.audit.measurement, engine.bench
+    states = _begun(plan, store, bench, inputs, {"": "outputs", **{layer: f"references:{layer}" for layer in plan.audit.layers}})
+    if not states:
         return
-    batch = min(settings.batch_size, total)
-    settled = _settled(plan, store, engine.bench, states, batch, progress)
-    streams: dict[Arithmetic, list[_Stream]] = {}
+    batch = _batch(plan, bench)
+    settled = _settled(plan, store, bench, states, batch, progress)
+    streams: dict[tuple[Arithmetic, int | None], list[_Stream]] = {}
     for layer, state in states.items():
         if state.complete:
             continue
         facts = settled[layer]
-        stream: _Stream = _Outputs(state.key, state.done, engine.bench, facts)
+        stream: _Stream = _Outputs(state.key, state.done, bench, facts)
         if layer:
             top = _restored(state.checkpoint, layer)
             stream = _References(state.key, state.done, layer, settings.reference_samples, settings.pooling, top, facts)
-        streams.setdefault(Arithmetic.of(facts), []).append(stream)
-    for arithmetic, some in streams.items():
-        work = _Forward(batch, settings.pooling, arithmetic, cores(), _ahead(engine.bench, batch))
+        streams.setdefault((Arithmetic.of(facts), facts.get("threads")), []).append(stream)
+    for (arithmetic, threads), some in streams.items():
+        work = Threaded(_Forward(batch, settings.pooling, arithmetic, cores(), _ahead(bench, batch)), threads)
         _run(store, some, engine, work, batch, progress, "Outputs and reference samples")
+
+
+def _begun(
+    plan: AuditPlan, store: Store, bench: Bench, inputs: dict[str, dict[str, Any]], names: dict[str, str]
+) -> dict[str, StageState]:
+    """Layer (empty: the outputs) -> its stage, begun or to be gone on with on this device; none if all are complete."""
+    states = {layer: store.begin(name, inputs[name], len(bench.data.samples)) for layer, name in names.items()}
+    open_ = [state for state in states.values() if not state.complete]
+    for state in open_:
+        require_same(state, describe_device(bench.device))
+    return states if open_ else {}
+
+
+def _batch(plan: AuditPlan, bench: Bench) -> int:
+    """Samples that are computed together."""
+    return min(plan.audit.measurement.batch_size, len(bench.data.samples))
+
+
+def _where(state: StageState, bench: Bench) -> dict[str, Any]:
+    """Facts of a stage about who computes it: device, and threads of a CPU."""
+    return {"device": describe_device(bench.device), **threads_of(state, bench)}
 
 
 def _settled(
     plan: AuditPlan, store: Store, bench: Bench, states: dict[str, StageState], batch: int, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Layer (empty: the outputs) -> arithmetic, device and agreement of its stage, settled before its first row and kept ever after."""
-    device, total = describe_device(bench.device), len(bench.data.samples)
-    for state in states.values():
-        if not state.complete:
-            require_same(state, device)
+    total = len(bench.data.samples)
     facts = {layer: dict(state.facts) for layer, state in states.items() if "precision" in state.facts or state.complete}
     open_ = [layer for layer in states if layer not in facts]
     if open_ and total < FEWEST:
-        facts.update({layer: {**Arithmetic().facts(), "device": device} for layer in open_})
+        facts.update({layer: {**Arithmetic().facts(), **_where(states[layer], bench)} for layer in open_})
     elif open_:
         chosen = np.arange(total)[:: max(1, total // CHECKED)][:CHECKED]
         parts = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
@@ -291,7 +308,8 @@ def _settled(
         for layer in open_:
             arithmetic = layers[layer] if layer else limit
             reached = {name: round(value, 6) for name, value in agreement.get(layer or "outputs", {}).items() if np.isfinite(value)}
-            facts[layer] = {**arithmetic.facts(), "device": device, **({"bf16_agreement": reached} if reached else {})}
+            agreed = {"bf16_agreement": reached} if reached else {}
+            facts[layer] = {**arithmetic.facts(), **_where(states[layer], bench), **agreed}
     with store.transaction():
         for layer in open_:
             store.note(states[layer].key, facts[layer])
@@ -305,7 +323,7 @@ class _Relevance:
     layer: str
     classes: tuple[int, ...]
     attribution: str
-    device: str
+    facts: dict[str, Any]
 
     def write(self, store: Store, samples: np.ndarray, computed: list[dict[str, Any]]) -> bytes | None:
         values = np.concatenate([one["relevance"][self.layer] for one in computed])
@@ -331,7 +349,7 @@ class _Relevance:
         return None
 
     def close(self, store: Store) -> dict[str, Any]:
-        return {"attribution": self.attribution, "device": self.device}
+        return {"attribution": self.attribution, **self.facts}
 
 
 @dataclass(frozen=True)
@@ -360,19 +378,18 @@ def relevance_pass(
     plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
     """Attribute every audited class's logit to the components of every layer, on every sample."""
-    settings, bench = plan.audit.measurement, engine.bench
-    classes, total = audited_classes(plan), len(bench.data.samples)
-    words, device = "", describe_device(bench.device)
-    streams: list[_Stream] = []
-    for layer in plan.audit.layers:
-        name = f"relevance:{layer}"
-        state = store.begin(name, inputs[name], total)
+    settings, bench, classes = plan.audit.measurement, engine.bench, audited_classes(plan)
+    states = _begun(plan, store, bench, inputs, {layer: f"relevance:{layer}" for layer in plan.audit.layers})
+    if not states:
+        return
+    words = describe(bench.subject, on_device(bench.images([0]), bench.device), settings.method)
+    streams: dict[int | None, list[_Stream]] = {}
+    for layer, state in states.items():
         if not state.complete:
-            require_same(state, device)
-            store.note(state.key, {"device": device})
-            words = words or describe(bench.subject, on_device(bench.images([0]), bench.device), settings.method)
-            streams.append(_Relevance(state.key, state.done, layer, classes, words, device))
-    if streams:
-        batch = min(settings.batch_size, total)
-        work = _Attribute(batch, classes, settings.method, cores(), _ahead(bench, batch))
-        _run(store, streams, engine, work, batch, progress, "Relevance of components")
+            facts = _where(state, bench)
+            store.note(state.key, facts)
+            streams.setdefault(facts.get("threads"), []).append(_Relevance(state.key, state.done, layer, classes, words, facts))
+    batch = _batch(plan, bench)
+    for threads, some in streams.items():
+        work = Threaded(_Attribute(batch, classes, settings.method, cores(), _ahead(bench, batch)), threads)
+        _run(store, some, engine, work, batch, progress, "Relevance of components")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from semlens_audit.data import DataSet
 from semlens_audit.devices import find_device
 from semlens_audit.execution import Execution
-from semlens_audit.memory import Allowance, Limit, divide, release
+from semlens_audit.memory import Allowance, Limit, divide, release, reuse
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
 from semlens_audit.prefetch import prefetched
@@ -159,8 +159,8 @@ class Engine(Protocol):
         ...
 
 
-_RELEASE = 0.2
-"""Seconds after which memory that is free is given back."""
+_RELEASE = 2.0
+"""Seconds after which memory that is free is given back: what is given back has to be had again, and cleared, for the next item."""
 
 
 class LocalEngine:
@@ -175,6 +175,7 @@ class LocalEngine:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self._limit = Limit(bench.execution.max_memory)
+        reuse()
 
     def start(self, progress: Progress) -> None:
         """See `Engine.start`: there is nobody to wait for."""
