@@ -36,9 +36,13 @@ from semlens_audit.progress import Progress, SilentProgress
 from semlens_audit.record_file import read_record, record_digest, write_record
 from semlens_audit.records import (
     AuditRecord,
+    ClassLayer,
+    ConceptRecord,
+    DataPresence,
     Finding,
     InterventionRecord,
     Measurement,
+    SensitivityRecord,
     State,
 )
 from semlens_audit.scenarios import Scenario, measure_scenarios, planned
@@ -223,17 +227,7 @@ def _record(
     found = checks.findings(plan, measured.quantities, measured.class_layers, measured.unrecognised, remarks=measured.remarks)
     found = confirm(found, interventions, labels)
     concepts = provenance.concepts(plan, measured, definitions)
-
-    def decide(
-        asked: AuditPlan, values: Mapping[str, Measurement], missed: Mapping[str, str]
-    ) -> tuple[Sequence[Finding], State]:
-        held = checks.findings(asked, values, measured.class_layers, missed)
-        return held, verdict.decide(held, concepts, measured.class_layers, audit.subject.name).state
-
-    places, images = prune(measured.class_layers, found, cached.images)
-    pictures = {shown.image for entry in measured.presence_in_data for shown in entry.pictures}
-    images |= {key: cached.images[key] for key in pictures if key is not None}
-    places, presence, images = within_budget(places, measured.presence_in_data, images)
+    places, presence, images = _pictured(cached, found)
     subject = provenance.subject(plan, measured, cached.subject)
     foundation = provenance.foundation(plan, cached.foundation)
     stands = standing(
@@ -279,7 +273,7 @@ def _record(
         ),
         environment=provenance.environment(),
         command=command,
-        sensitivity=compare(plan, measured, cached.scenarios, decide),
+        sensitivity=_sensitivity(plan, cached, concepts),
         qualification=stands,
         stages=stages,
         images=images,
@@ -288,3 +282,27 @@ def _record(
         influences=cached.influences.records if cached.influences else (),
         catalogues=catalogues_of((name for check in plan.spec.checks for name in check.supports), Path(plan.spec_file)),
     )
+
+
+def _pictured(
+    cached: _Cached, found: Sequence[Finding]
+) -> tuple[tuple[ClassLayer, ...], tuple[DataPresence, ...], dict[str, str]]:
+    """Layers of classes and concepts in the data with the pictures that a record keeps, and those pictures."""
+    measured = cached.measurements
+    places, images = prune(measured.class_layers, found, cached.images)
+    pictures = {shown.image for entry in measured.presence_in_data for shown in entry.pictures}
+    images |= {key: cached.images[key] for key in pictures if key is not None}
+    return within_budget(places, measured.presence_in_data, images)
+
+
+def _sensitivity(plan: AuditPlan, cached: _Cached, concepts: Sequence[ConceptRecord]) -> tuple[SensitivityRecord, ...]:
+    """What other settings and criteria would have found."""
+    measured = cached.measurements
+
+    def decide(
+        asked: AuditPlan, values: Mapping[str, Measurement], missed: Mapping[str, str]
+    ) -> tuple[Sequence[Finding], State]:
+        held = checks.findings(asked, values, measured.class_layers, missed)
+        return held, verdict.decide(held, concepts, measured.class_layers, plan.audit.subject.name).state
+
+    return compare(plan, measured, cached.scenarios, decide)
