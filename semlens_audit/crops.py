@@ -16,6 +16,7 @@ from semlens_audit.plan import AuditPlan, MeasurementSettings
 from semlens_audit.progress import Progress
 from semlens_audit.stages import THUMBNAILS
 from semlens_audit.store import StageState, Store
+from semlens_audit.threads import Threaded, threads_of
 from semlens_audit.thumbnails import crop_thumbnail, overlay_thumbnail
 from semlens_audit.work import Bench, Engine
 
@@ -137,8 +138,9 @@ def crop_pass(plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, d
             continue
         facts = _settled(plan, store, engine.bench, state, layer, references, progress)
         groups = [group for group in _groups(references) if group.last > state.done]
+        work = _Crop(layer, plan.audit.measurement, Way.of(facts))
         with progress.stage(f"Crops, {layer}", len(references), state.done) as advance:
-            for group, made in engine.run(_Crop(layer, plan.audit.measurement, Way.of(facts)), groups):
+            for group, made in engine.run(Threaded(work, facts.get("threads")), groups):
                 with store.transaction():
                     _write(store, state.key, made)
                     store.advance(state.key, group.last)
@@ -149,7 +151,7 @@ def crop_pass(plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, d
 def _settled(
     plan: AuditPlan, store: Store, bench: Bench, state: StageState, layer: str, references: np.ndarray, progress: Progress
 ) -> dict[str, Any]:
-    """Device and way of a layer's heatmaps, and how well it agrees with the exact one: chosen once, and kept on going on."""
+    """Device, threads and way of a layer's heatmaps, and how well it agrees with the exact one: chosen once, and kept on going on."""
     device, settings = describe(bench.device), plan.audit.measurement
     require_same(state, device)
     if "device" in state.facts:
@@ -162,7 +164,7 @@ def _settled(
             crop = (settings.crop_blur, settings.crop_threshold, settings.crop_minimum)
             way, agreement = settle(bench.subject, images, layer, components, crop, bfloat16=has_bfloat16(bench.device))
             advance(1)
-    facts = {**way.facts(), **agreement, "device": device}
+    facts = {**way.facts(), **agreement, "device": device, **threads_of(state, bench)}
     with store.transaction():
         store.note(state.key, facts)
     return facts

@@ -19,6 +19,7 @@ from semlens_audit.prefetch import cores
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
 from semlens_audit.subject import make_view
+from semlens_audit.threads import Threaded, threads_of
 from semlens_audit.views import normalised
 from semlens_audit.work import Bench, Engine
 
@@ -83,11 +84,11 @@ def pair_pass(
     outputs = store.stage(digest(inputs["outputs"]))
     folded = Arithmetic.of(state.facts or (outputs.facts if outputs else {})).folded
     work = _Outputs(pairs, batch, Arithmetic("fp32", folded), cores(), bench.ahead(batch * 15 * plan.audit.subject.preprocessing.size**2))
-    facts = {**work.arithmetic.facts(), "device": device}
+    facts = {**work.arithmetic.facts(), "device": device, **threads_of(state, bench)}
     store.note(state.key, facts)
 
     with progress.stage("Outputs on pairs", total, state.done) as advance:
-        for start, logits in engine.run(work, range(state.done, total, batch)):
+        for start, logits in engine.run(Threaded(work, facts.get("threads")), range(state.done, total, batch)):
             stop = start + len(logits)
             bad = ~np.isfinite(logits).all(axis=1)
             if bad.any():

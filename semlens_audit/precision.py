@@ -52,8 +52,8 @@ class Levels:
 
 
 LEVELS = Levels()
-_PIXELS = 32 * 224**2
-"""Pixels that a CPU takes through a network together: more take memory, and no less time."""
+_PIXELS = 16 * 224**2
+"""Fewest pixels that a CPU takes through a network together: many more take memory, and no less time."""
 _FOLDING = 1e-3
 """Most difference that folding may make, over the standard deviation over samples: a thousand times below what bfloat16 may."""
 
@@ -162,10 +162,10 @@ def _parts(images: torch.Tensor) -> list[torch.Tensor]:
 
     Rows must not depend on where in a batch they are, so that every part has a shape and a place in memory as any other.
     """
-    many = 1 if images.device.type != "cpu" else -(-images[:, 0].numel() // _PIXELS)
-    if many == 1:
+    many = images[:, 0].numel() // _PIXELS if images.device.type == "cpu" else 1
+    if many <= 1:
         return [images]
-    size = -(-len(images) // many)
+    size = -(-len(images) // min(many, len(images)))
     rows = torch.arange(size * -(-len(images) // size)).clamp(max=len(images) - 1)
     return [images[one].contiguous(memory_format=torch.channels_last) for one in rows.split(size)]
 

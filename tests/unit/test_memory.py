@@ -15,6 +15,14 @@ from semlens_audit.memory import DATABASE, LEAST_DATABASE, Limit, divide, parse_
 from tests.unit import index_world as world
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """As in the processes that are started here."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class TestSizes:
     @pytest.mark.parametrize(
         ("text", "bytes_"),
@@ -142,6 +150,36 @@ class TestIndex:
         index.build(plan)
         with Store.open(few / "store.duckdb") as limited, Store.open(few / "unlimited.duckdb") as unlimited:
             assert limited.content_digest() == unlimited.content_digest()
+
+
+def test_large_blocks_are_used_again() -> None:
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("the C library is not glibc")
+    code = """
+        import resource
+        import torch
+        from semlens_audit.memory import release, resident, reuse
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(10):
+                torch.ones(6 << 20)  # 24 MiB, freed at once
+                torch.ones(7 << 20)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        torch.set_num_threads(1)
+        torch.empty(20 << 20)  # glibc learns from what is freed; beyond its limit of 32 MiB it learns nothing
+        one = torch.ones(10 << 20)
+        del one
+        reuse()
+        faults()
+        print(faults())
+        held = resident()
+        release()
+        print(held - resident())
+    """
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    faults, given = map(int, child.stdout.split())
+    assert faults < 2000  # each of the blocks is 6144 pages or more
+    assert given > 20 << 20
 
 
 def test_memory_between_what_is_kept_is_given_back() -> None:

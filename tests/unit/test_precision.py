@@ -14,7 +14,7 @@ import semlens_audit._torchvision  # noqa: F401
 import timm  # isort: skip
 import torchvision  # isort: skip
 
-from semlens_audit import index
+from semlens_audit import index, precision
 from semlens_audit.components import capture, pool
 from semlens_audit.inference import folded, halved, in_precision, shared_copy
 from semlens_audit.precision import Arithmetic, Networks, _outputs, _ranked, _ranks, settle
@@ -247,6 +247,67 @@ class TestAgreement:
         broken = plain.copy()
         broken[3, 2] = np.inf
         assert not _outputs(plain, broken)[1]
+
+    def test_another_largest_output_counts_only_where_it_was_clearly_smaller(self) -> None:
+        rng = np.random.default_rng(3)
+        plain = 0.1 * rng.normal(size=(64, 50))
+        plain[np.arange(64), np.arange(64) % 50] += 3.0
+        spread = np.sqrt(plain.var(axis=0).mean())
+        for gap, same in ((0.02, True), (0.04, True), (0.06, False), (0.5, False)):
+            first = plain.copy()
+            best = first.argmax(axis=1)[:4]
+            second = (best + 1) % 50
+            first[np.arange(4), second] = first[np.arange(4), best] - gap * spread
+            other = first.copy()
+            other[np.arange(4), second] = first[np.arange(4), best] + 0.001 * spread
+            found, enough = _outputs(first, other)
+            assert (other.argmax(axis=1) != first.argmax(axis=1)).sum() == 4
+            assert found["predictions"] == (1.0 if same else 60 / 64)
+            assert enough == same
+
+    def test_constant_outputs_have_to_name_the_same(self) -> None:
+        plain = np.zeros((64, 3))
+        plain[:, 1] = 1.0
+        assert _outputs(plain, plain)[1]
+        assert not _outputs(plain, plain[:, ::-1] * [1.0, 1.0, 2.0] + [2.0, 0.0, 0.0])[1]
+
+
+class TestParts:
+    """On a CPU a batch goes through the network in parts, and nothing depends on how a row came to its place."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(precision, "_PIXELS", 4 * 64**2)
+
+    @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (4, [4]), (7, [7]), (8, [4, 4]), (11, [6, 6]), (13, [5, 5, 5]), (16, [4] * 4)])
+    def test_are_of_one_size_and_hold_every_row(self, count: int, sizes: list[int]) -> None:
+        images = inputs(count).contiguous(memory_format=torch.channels_last)
+        parts = precision._parts(images)
+        assert [len(part) for part in parts] == sizes
+        whole = torch.cat(parts)
+        assert torch.equal(whole[:count], images)
+        assert all(torch.equal(row, images[-1]) for row in whole[count:])
+        assert all(part.is_contiguous(memory_format=torch.channels_last) and part.data_ptr() % 64 == 0 for part in parts)
+
+    def test_pictures_larger_than_a_part_go_alone(self) -> None:
+        assert [len(part) for part in precision._parts(inputs(3, side=200))] == [1, 1, 1]
+
+    @pytest.mark.parametrize("arithmetic", [Arithmetic(), Arithmetic("fp32", folded=True), Arithmetic("bf16", folded=True)])
+    def test_a_row_does_not_depend_on_its_place(self, arithmetic: Arithmetic) -> None:
+        networks, images = Networks(resnet(), 64, CPU), inputs(13).contiguous(memory_format=torch.channels_last)
+        logits, pooled = networks.run(arithmetic, images, ["layer2"], "max")
+        assert logits.shape == (13, 5)
+        turned, moved = networks.run(arithmetic, images.roll(3, 0), ["layer2"], "max")
+        np.testing.assert_array_equal(np.roll(turned, -3, axis=0), logits)
+        np.testing.assert_array_equal(np.roll(moved["layer2"], -3, axis=0), pooled["layer2"])
+
+    def test_give_what_the_batch_gives(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        networks, images = Networks(resnet(), 64, CPU), inputs(13)
+        found = networks.run(Arithmetic(folded=True), images, ["layer2"], "mean")
+        monkeypatch.undo()
+        whole = networks.run(Arithmetic(folded=True), images, ["layer2"], "mean")
+        np.testing.assert_allclose(found[0], whole[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[1]["layer2"], whole[1]["layer2"], rtol=1e-4, atol=1e-5)
 
 
 class TestIndex:
