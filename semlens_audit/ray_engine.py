@@ -35,8 +35,8 @@ Result = TypeVar("Result")
 _DEPTH = 2
 """Shards that a worker has at a time: one that it computes and the next, so that it waits for nothing."""
 
-_PARTS = 8
-"""Least number of shards for each worker of a long pass: the last ones end at nearly the same time."""
+_PARTS = 4
+"""A shard is at most this part of what each worker has still to do: the last ones are short, and all end at nearly the same time."""
 
 _LONGEST = 8
 """Most items of a shard: what a lost worker costs."""
@@ -54,7 +54,9 @@ _SETTINGS = b"\x04"
 
 
 def shards(count: int, workers: int) -> list[range]:
-    """Runs of consecutive items, 1 to 8 each, so that every worker has several where there are enough.
+    """Runs of consecutive items, 1 to 8 each and shorter towards the end, so that every worker has several where there are enough.
+
+    Shrinking with what is left is guided self-scheduling (Polychronopoulos and Kuck, IEEE Trans. Computers C-36, 1987, section 3).
 
     Parameters
     ----------
@@ -63,8 +65,12 @@ def shards(count: int, workers: int) -> list[range]:
     workers
         Who computes them.
     """
-    size = max(1, min(_LONGEST, count // max(1, workers * _PARTS)))
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+    found, start = [], 0
+    while start < count:
+        size = max(1, min(_LONGEST, (count - start) // max(1, workers * _PARTS)))
+        found.append(range(start, start + size))
+        start += size
+    return found
 
 
 @dataclass(eq=False)

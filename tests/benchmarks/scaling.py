@@ -1,31 +1,38 @@
 """How much quicker two nodes of one core each compute an index than one such node, on a Ray cluster on this machine.
 
-``python -m tests.benchmarks.scaling`` prints a row for each cluster. The seconds are those of the passes over data, from what the command
-line says of them; connecting to the cluster and waiting for its workers does not grow with the data, and counts in the last row only. The
-process that writes the store has no core of its own on a machine of two.
+``python -m tests.benchmarks.scaling`` prints the table. The seconds are those of the passes over data, from what the command line says
+of them; connecting to the cluster and waiting for its workers does not grow with the data, and counts in the row of the whole command only.
+The process that writes the store has no core of its own on a machine of two, and a node alone is not kept from the other core: what its
+worker prepares in threads is done there.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from semlens_audit.store import Store
 from tests.e2e.ray_nodes import RayNodes
 from tests.unit import index_world as world
 
-__all__ = ["Row", "lay", "main", "measure"]
+__all__ = ["Row", "compare", "indexed", "lay", "main", "table"]
 
 SIDE = 128
+_OF_NO_SIZE = {"Arithmetic", "Embeddings, concepts"}
+"""Stages that do not grow with the data."""
+
 _STAGE = re.compile(r"^(?P<name>.+): (?P<done>\d+)/(?P<total>\d+) in (?P<seconds>[\d.]+) s", re.MULTILINE)
 
 
@@ -43,6 +50,8 @@ class Row:
         Pass -> time.
     whole
         Time of the whole command, seconds.
+    processor
+        Processor time of the process that writes the store, seconds; starting and importing included.
     content
         Digest of what the store holds in the end.
     """
@@ -51,6 +60,7 @@ class Row:
     images: int
     seconds: dict[str, float]
     whole: float
+    processor: float
     content: str
 
     @property
@@ -81,38 +91,61 @@ def lay(folder: Path, images: int) -> Path:
     return folder
 
 
-def measure(folder: Path, nodes: int, images: int) -> Row:
+def indexed(folder: Path, nodes: int, images: int) -> Row:
     """Compute the index of `folder` anew on a cluster of `nodes`."""
     for file in folder.glob("store.duckdb*"):
         file.unlink()
     with RayNodes(nodes) as cluster:
         command = [sys.executable, "-m", "semlens_audit", "index", "audit.yaml", "--engine", "ray", "--address", cluster.address]
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), _processor()
         done = subprocess.run(command, cwd=folder, env=cluster.environment, capture_output=True, text=True, check=False)
-        whole = time.perf_counter() - begun
+        whole, processor = time.perf_counter() - begun, _processor() - before
     if done.returncode:
         raise SystemExit(done.stderr)
     counted = [match for match in _STAGE.finditer(done.stderr) if not match["name"].startswith(("Checking", "Foundation", "Workers"))]
-    seconds = {match["name"]: float(match["seconds"]) for match in counted if match["name"] != "Embeddings, concepts"}
+    seconds: dict[str, float] = {}
+    for match in counted:
+        if match["name"] not in _OF_NO_SIZE:
+            seconds[match["name"]] = seconds.get(match["name"], 0.0) + float(match["seconds"])
     with Store.open(folder / "store.duckdb") as store:
-        return Row(nodes, images, seconds, whole, store.content_digest())
+        return Row(nodes, images, seconds, whole, processor, store.content_digest())
+
+
+def _processor() -> float:
+    """Processor time of the children that have ended, seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def table(one: Row, two: Row) -> list[str]:
+    """Lines of Markdown."""
+    lines = ["| pass | 1 node x 1 core, s | 2 nodes x 1 core, s | times as fast |", "| --- | ---: | ---: | ---: |"]
+    rows = [(name, took, two.seconds[name]) for name, took in one.seconds.items()]
+    rows += [("all passes", one.passes, two.passes), (f"whole command, {one.images:,} images", one.whole, two.whole)]
+    lines += [f"| {name} | {took:.1f} | {other:.1f} | {took / max(other, 0.1):.2f} |" for name, took, other in rows]
+    same = "the same bytes" if one.content == two.content else "**other bytes**"
+    lines += ["", f"Both stores hold {same}. Processor time of the process that writes: {one.processor:.1f} s and {two.processor:.1f} s."]
+    return lines
+
+
+def compare(images: int = 2000) -> tuple[list[str], list[dict[str, Any]]]:
+    """The table of one node against two, and the same as plain values; without Ray, why there is none."""
+    if importlib.util.find_spec("ray") is None:
+        return ["Not measured: Ray is not installed."], []
+    load = os.getloadavg()[0]
+    with TemporaryDirectory() as name:
+        folder = lay(Path(name) / "world", images)
+        one, two = (indexed(folder, nodes, images) for nodes in (1, 2))
+    return table(one, two), [asdict(row) | {"passes": row.passes, "load_before": load} for row in (one, two)]
 
 
 def main() -> None:
     """Measure one node against two, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2000)
-    images = parser.parse_args().images
-    load = os.getloadavg()[0]
-    with TemporaryDirectory() as name:
-        folder = lay(Path(name) / "world", images)
-        rows = [measure(folder, nodes, images) for nodes in (1, 2)]
-    one, two = rows
-    print(f"Load before: {load:.1f} on {os.cpu_count()} CPUs; the same bytes: {one.content == two.content}")
-    print("\n| pass | 1 node x 1 core, s | 2 nodes x 1 core, s | times as fast |\n|---|---|---|---|")
-    for title, took, other in [*((n, s, two.seconds[n]) for n, s in one.seconds.items()), ("all passes", one.passes, two.passes)]:
-        print(f"| {title} | {took:.1f} | {other:.1f} | {took / other:.2f} |")
-    print(f"| whole command, {images} images | {one.whole:.1f} | {two.whole:.1f} | {one.whole / two.whole:.2f} |")
+    lines, rows = compare(parser.parse_args().images)
+    print("\n".join(lines))
+    print(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

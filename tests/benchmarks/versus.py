@@ -27,6 +27,7 @@ __all__ = ["Measured", "Row", "compare", "main", "measure", "table", "write_sect
 
 README = Path(__file__).with_name("README.md")
 NAMES = ("ours-activations", "semanticlens", "ours-crops", "zennit-crp", "floor-fp32", "floor-bf16", "decoding")
+PARTS = ("peers", "growth", "warm", "ray")
 AT_LEAST = {"activation path": 3.0, "crop + embed": 10.0}
 MOST_OVER_FLOOR = 1.5
 TIGHT = 0.4
@@ -295,11 +296,11 @@ def peers(settings: Sequence[Setting], repeats: int, start: Callable[[str, Path]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
-    from tests.benchmarks import growth, warm
+    from tests.benchmarks import growth, scaling, warm
     from tests.benchmarks.bench import machine
 
     parser = argparse.ArgumentParser(description="This project against its peers and against the networks alone")
-    parser.add_argument("--only", choices=("peers", "growth", "warm"), action="append", help="these parts only")
+    parser.add_argument("--only", choices=PARTS, action="append", help="these parts only")
     parser.add_argument("--setting", choices=[one.name for one in SETTINGS], action="append", help="these settings only")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved runs of each contender (default: 3)")
     parser.add_argument("--images", type=int, help="pictures that reference samples are found among")
@@ -311,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not asked.quick:  # of the processes to be started; this one has its threads
         os.environ["OMP_NUM_THREADS"] = str(asked.threads)
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    parts = asked.only or ["peers", "growth", "warm"]
+    parts = asked.only or [part for part in PARTS if part != "ray" or not asked.quick]  # a cluster takes as long to start as all the rest
     begun = time.perf_counter()
     found: dict[str, object] = {"machine": machine(), "threads": asked.threads}
     sections: dict[str, list[str]] = {}
@@ -324,8 +325,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sections["growth"], found["growth"] = growth.grow(quick=asked.quick, pictures=pictures)
     if "warm" in parts:
         sections["warm"], found["warm"] = warm.measure(quick=asked.quick)
-    on = f"Measured on: {found['machine']}; {asked.threads} threads a process."
+    if "ray" in parts:
+        sections["ray"], found["ray"] = scaling.compare(asked.images or 2000)
     for name, lines in sections.items():
+        threads = "1 thread" if name == "ray" else f"{asked.threads} threads"
+        on = f"Measured on: {found['machine']}; {threads} a process."
         print("\n".join(["", on, "", *lines]))
         if asked.write:
             write_section(name, [on, "", *lines])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.benchmarks import agreement, growth, peer_world, published, versus
+from tests.benchmarks import agreement, growth, peer_world, published, scaling, versus
 from tests.benchmarks.contenders import CONTENDERS, Clock, Cost, Remote
 
 
@@ -100,7 +101,7 @@ def test_sections_are_replaced_between_their_marks(tmp_path: Path):
     assert document.read_text() == "before\n<!-- warm -->\n\n| a \\1 |\n\n<!-- end of warm -->\nafter\n"
     with pytest.raises(ValueError, match="no marks of growth"):
         versus.write_section("growth", [], document)
-    for name in ("peers", "warm", "growth"):
+    for name in versus.PARTS:
         assert f"<!-- {name} -->\n" in versus.README.read_text()
 
 
@@ -151,6 +152,25 @@ def test_curves_are_drawn_small_and_the_same_twice():
     assert drawn.count("measure: exponent 0.00") == 6
     said = growth._table(curves)
     assert said[-1].startswith("Peak memory of the index of 10,000 pictures against 1,000: +900.0 %")
+
+
+def test_scaling_is_told_by_pass_and_other_bytes_are_told():
+    one = scaling.Row(1, 2000, {"Outputs": 10.0, "Crops, layer3": 4.04}, 20.0, 7.5, "a")
+    two = scaling.Row(2, 2000, {"Outputs": 5.0, "Crops, layer3": 2.0}, 16.0, 7.7, "a")
+    assert scaling.table(one, two)[2:] == [
+        "| Outputs | 10.0 | 5.0 | 2.00 |",
+        "| Crops, layer3 | 4.0 | 2.0 | 2.02 |",
+        "| all passes | 14.0 | 7.0 | 2.01 |",
+        "| whole command, 2,000 images | 20.0 | 16.0 | 1.25 |",
+        "",
+        "Both stores hold the same bytes. Processor time of the process that writes: 7.5 s and 7.7 s.",
+    ]
+    assert "**other bytes**" in scaling.table(one, replace(two, content="b"))[-1]
+
+
+def test_without_ray_scaling_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert scaling.compare() == (["Not measured: Ray is not installed."], [])
 
 
 def test_the_command_line_names_its_parts():

@@ -82,6 +82,10 @@ def test_shards_are_runs_of_all_items() -> None:
             assert [item for part in found for item in part] == list(range(count))
             assert 1 <= min(map(len, found)) <= max(map(len, found)) <= 8
             assert len(found) >= min(count, workers)
+            assert sorted(map(len, found), reverse=True) == list(map(len, found))
+            assert all(len(part) == 1 for part in found[-min(count, 4 * workers) :])
+            left = [count - part.start for part in found]
+            assert all(len(part) == 1 or len(part) * 4 * workers <= more for part, more in zip(found, left, strict=True))
     assert shards(0, 2) == []
 
 
@@ -106,7 +110,7 @@ def test_shards_of_lost_workers_are_computed_by_others(
     clustered: Callable[[Cluster], RayEngine], bench: Bench, seed: int
 ) -> None:
     draw = random.Random(seed)
-    cluster = Cluster(dies=lambda number, method, arguments: draw.random() < 0.15, order=draw.choice)
+    cluster = Cluster(dies=lambda number, method, arguments: draw.random() < 0.05, order=draw.choice)
     with clustered(cluster) as engine:
         found = list(engine.run(Squares(), list(range(100))))
     assert found == list(LocalEngine(bench).run(Squares(), range(100)))
