@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from semlens_audit.lock_pages import lock_digests, lock_facts
 from semlens_audit.pages import DataPage, Fact, Identities, Method, Reproduction, System, Table
-from semlens_audit.records import AuditRecord
 from semlens_audit.plan import MeasurementSettings
+from semlens_audit.records import AuditRecord
 from semlens_audit.wording import (
     DASH,
     ROLES,
