@@ -252,7 +252,7 @@ def _point(
     centre = source.null_embeddings.astype(np.float64).mean(axis=0)
     probes = build_probes(plan, evidence, centre, np.zeros_like(centre))
     usual_size, sizes, usual, null = _calibrations(plan, source, places.counts, places.eligible, probes)
-    embeddings, parts = source.embeddings, range(0, len(source.embeddings), _CHUNK)
+    embeddings, parts = source.meant, range(0, source.components, _CHUNK)
     means = [scores.concept_embedding(embeddings[at : at + _CHUNK], places.present[at : at + _CHUNK]) for at in parts]
     aligned = scores.alignment(np.concatenate(means).astype(np.float64), probes)
     z = concept_z(aligned, null, probes)
@@ -279,7 +279,7 @@ def _resampled(
     counts = places.counts
     # A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
     factor = spread_factor(counts) * np.array([student_factor(count - 1.0, settings.confidence) for count in counts])
-    every = source.embeddings
+    every, meant = source.embeddings, source.residuals
     for start in range(0, components, _CHUNK):
         part = slice(start, start + _CHUNK)
         embeddings = np.ascontiguousarray(every[part])
@@ -288,7 +288,8 @@ def _resampled(
         evenly = resampled_clarity(embeddings, even[:, None], units)[:, 0]
         clarity[part] = np.where(counts[part] >= 2, evenly, np.nan)
         chosen = reference_weights(weights, units, present)
-        drawn = resampled_alignment(embeddings, chosen, point.probes)
+        what = embeddings if meant is None else np.ascontiguousarray(meant[part])
+        drawn = resampled_alignment(what, chosen, point.probes)
         drawn = aligned[:, None] + (drawn - drawn.mean(axis=1, keepdims=True)) * factor[part][:, None, None]
         shift = moved.shift * np.sqrt(point.sizes[part] / moved.size)[:, None, None]
         z = concept_z(drawn, null, point.probes, (shift, moved.spread))
@@ -311,7 +312,7 @@ def _calibrations(
     """
     usual = round(float(np.median(counts[eligible]))) if eligible.any() else 2
     sizes = np.where(eligible, _rounded(counts, usual), usual)
-    pool = source.null_embeddings.astype(np.float64)
+    pool = source.null_meant.astype(np.float64)
     made = {
         int(size): calibrate(
             pool,
@@ -335,7 +336,7 @@ def _null_draws(
     plan: AuditPlan, evidence: Evidence, source: LayerEvidence, size: int, probes: scores.ProbeSet, weights: UnitWeights
 ) -> NullDraws:
     """The null distribution under other random crops: crops of one unit share its weight where their samples are known."""
-    pool, rng = source.null_embeddings.astype(np.float64), generator(plan, "null draws", source.layer)
+    pool, rng = source.null_meant.astype(np.float64), generator(plan, "null draws", source.layer)
     if source.null_samples is not None:
         crops = weights.of(evidence.units[source.null_samples]).T.astype(np.float64)
     else:

@@ -117,6 +117,13 @@ def check_audit(source: Source, audit_file: Path, *, check_files: bool = True) -
             ("measurement", "crop_minimum"),
             f"a crop of at least {smallest} pixels does not fit an input of {side}.",
         )
+    if audit.number("measurement", "gamma") is not None and audit.text("measurement", "concept_embedding") != "contrastive":
+        audit.add(
+            "unused-setting",
+            ("measurement", "gamma"),
+            "gamma says how much of the contrastive samples is projected out, and this audit has none.",
+            "Write `concept_embedding: contrastive` beside it, or leave it out.",
+        )
 
 
 def _batch(audit: AuditSource) -> None:

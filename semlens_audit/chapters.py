@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from semlens_audit.lock_pages import lock_digests, lock_facts
 from semlens_audit.pages import DataPage, Fact, Identities, Method, Reproduction, System, Table
+from semlens_audit.plan import MeasurementSettings
 from semlens_audit.records import AuditRecord
 from semlens_audit.wording import (
     DASH,
@@ -120,6 +121,17 @@ def _intervals(record: AuditRecord) -> tuple[str, ...]:
     return tuple(dict.fromkeys(interval.method for interval in intervals if interval)) or ("none was measured",)
 
 
+def _embedding(settings: MeasurementSettings) -> str:
+    """What of the crops' embeddings stands for the component, as a noun phrase."""
+    if settings.concept_embedding == "mean":
+        return "their mean"
+    part = "the part" if settings.gamma == 1 else f"{format_number(settings.gamma, 2)} of the part"
+    return (
+        f"from each, {part} that it shares with the most similar image that drives the component less than the average image does is "
+        "taken away (contrastive semantic projection, arXiv 2604.22477), from random crops likewise; the mean of what is left"
+    )
+
+
 def _by_layer(record: AuditRecord, words: dict[str, str]) -> str:
     """What was done for each layer's attribution; where the audit left it open, layers may differ."""
     layers: dict[str, list[str]] = {}
@@ -149,6 +161,7 @@ def method(record: AuditRecord) -> Method:
         selection=_SELECTIONS[settings.selection],
         heatmap=_by_layer(record, _HEATMAPS),
         relevance=_by_layer(record, _RELEVANCES),
+        embedding=_embedding(settings),
         probe=_PROBES[settings.probe],
         significance=f"{settings.significance:g}",
         false_discovery_rate=format_value("share", settings.false_discovery_rate),

@@ -48,6 +48,11 @@ class LayerEvidence:
         (M,) int64 sample ids that the random crops were taken from; None where that is not known.
     chosen
         ``lrp`` or ``activation_x_gradient``, and why that applies; None where the audit names the method.
+    residuals
+        (K, m, d) float32 what is left of `embeddings` when each one's contrastive sample is projected out; None where concept
+        embeddings are means of the embeddings themselves.
+    null_residuals
+        (M, d) float32 the same of `null_embeddings`.
     """
 
     layer: str
@@ -62,6 +67,18 @@ class LayerEvidence:
     attribution: str
     null_samples: np.ndarray | None = None
     chosen: tuple[str, str] | None = None
+    residuals: np.ndarray | None = None
+    null_residuals: np.ndarray | None = None
+
+    @property
+    def meant(self) -> np.ndarray:
+        """(K, m, d) float32 what concept embeddings are the mean of."""
+        return self.embeddings if self.residuals is None else self.residuals
+
+    @property
+    def null_meant(self) -> np.ndarray:
+        """(M, d) float32 what random reference sets are drawn from."""
+        return self.null_embeddings if self.null_residuals is None else self.null_residuals
 
     @property
     def components(self) -> int:

@@ -111,10 +111,13 @@ def _layer(layer: LayerEvidence, rows: np.ndarray, position: np.ndarray, m: int)
         drawn = position[layer.null_samples]
         inside = drawn >= 0
         values |= {"null_samples": drawn[inside], "null_embeddings": layer.null_embeddings[inside]}
+        if layer.null_residuals is not None:
+            values["null_residuals"] = layer.null_residuals[inside]
     values |= {
         "reference_ids": kept,
         "activations": moved(layer.activations),
         "embeddings": moved(layer.embeddings),
+        "residuals": None if layer.residuals is None else moved(layer.residuals),
         "boxes": moved(layer.boxes),
         "conservation": layer.conservation[rows],
     }

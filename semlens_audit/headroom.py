@@ -14,7 +14,7 @@ from semlens_audit.plan import AuditPlan, MeasurementSettings
 __all__ = ["FirstReferences", "fewer", "indexed", "slots"]
 
 _CUT = ("reference_ids", "activations", "boxes")
-_LATE = ("embeddings", "relevance", "conservation", "null_embeddings")
+_LATE = ("embeddings", "relevance", "conservation", "null_embeddings", "residuals", "null_residuals")
 
 
 def slots(settings: MeasurementSettings) -> int:
@@ -67,6 +67,17 @@ class FirstReferences(LayerEvidence):
         """(K, m, d) float32; see `LayerEvidence`. A view of the source's, which is not held twice."""
         source: LayerEvidence = self._source  # type: ignore[attr-defined]
         return source.embeddings[:, : self.reference_ids.shape[1]]
+
+    @property
+    def residuals(self) -> np.ndarray | None:  # type: ignore[override]
+        """(K, m, d) float32 or None; see `LayerEvidence`."""
+        every: np.ndarray | None = self._source.residuals  # type: ignore[attr-defined]
+        return None if every is None else every[:, : self.reference_ids.shape[1]]
+
+    @property
+    def null_residuals(self) -> np.ndarray | None:  # type: ignore[override]
+        """(M, d) float32 or None; see `LayerEvidence`."""
+        return self._source.null_residuals  # type: ignore[attr-defined, no-any-return]
 
     def relevance_blocks(self, classes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Relevance of one class for each sample; see `LayerEvidence.relevance_blocks`."""

@@ -38,7 +38,8 @@ VERSION = 9
 """Raised whenever a change here changes a number; part of every cache key."""
 
 MODULES = (
-    "assignment", "behaviour", "calibration", "checks", "data_gallery", "data_measure", "draws", "effect_measure", "evidence", "flow",
+    "assignment", "behaviour", "calibration", "checks", "contrast",
+    "data_gallery", "data_measure", "draws", "effect_measure", "evidence", "flow",
     "gallery", "headroom", "measure", "outputs", "presence", "proportions", "reading", "recognition", "records", "reliance", "resampling",
     "scenarios", "scores", "statistics", "units", "vectors",
 )  # fmt: skip

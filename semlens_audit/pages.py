@@ -308,6 +308,8 @@ class Method:
     """Where in an image a component is driven from."""
     relevance: str
     """What gives the relevance."""
+    embedding: str
+    """What of the crops' embeddings stands for the component."""
     probe: str
     significance: str
     false_discovery_rate: str

@@ -335,6 +335,11 @@ class MeasurementSettings(_Asked):
     """Share of the heatmap's maximum that is kept."""
     crop_minimum: int = Field(default=32, ge=1, le=4096)
     """Smallest side of a crop, pixels of the network's input."""
+    concept_embedding: Literal["mean", "contrastive"] = "mean"
+    """mean: the mean embedding of a component's crops (SemanticLens); contrastive: of what is left of them when for each crop the most
+    similar sample that does not drive the component is projected out (contrastive semantic projection)."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """How much of the contrastive sample is projected out, 0 to 1; `contrastive` only."""
     probe: Literal["template_difference", "cosine_difference"] = "template_difference"
     significance: float = Field(default=3.0, gt=0, le=1000)
     """Least z of an alignment against random reference sets."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from semlens_audit.contrast import NONE, Contrast
 from semlens_audit.data import DataSet, class_names
 from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError
@@ -82,16 +83,16 @@ class StoredRows:
 
 
 class _Latest:
-    """The one large array that is held: asked for another, it forgets the former."""
+    """The one large array of a kind that is held: asked for another layer's, it forgets the former."""
 
     def __init__(self) -> None:
-        self._name, self._value = "", np.empty(0)
+        self._held: dict[str, tuple[str, np.ndarray]] = {}
 
-    def of(self, name: str, read: Callable[[], np.ndarray]) -> np.ndarray:
-        if self._name != name:
-            self._value = np.empty(0)
-            self._name, self._value = name, read()
-        return self._value
+    def of(self, layer: str, read: Callable[[], np.ndarray], kind: str = "embeddings") -> np.ndarray:
+        if self._held.get(kind, ("",))[0] != layer:
+            self._held.pop(kind, None)
+            self._held[kind] = layer, read()
+        return self._held[kind][1]
 
 
 class StoredLayer(LayerEvidence):
@@ -111,6 +112,8 @@ class StoredLayer(LayerEvidence):
         Places for reference samples, all that the store holds.
     latest
         Holds the embeddings of one of the layers that share it.
+    contrast
+        Where the audit asks for it: how contrastive samples are projected out.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class StoredLayer(LayerEvidence):
         audited: tuple[int, ...],
         slots: int,
         latest: _Latest | None = None,
+        contrast: Contrast | None = None,
     ) -> None:
         found = store.arrays("SELECT dead FROM component WHERE stage = ? ORDER BY component", (keys[f"references:{name}"],))
         rows = store.arrays(
@@ -146,7 +150,7 @@ class StoredLayer(LayerEvidence):
             fixed["chosen"] = (str(choice.facts["method"]), str(choice.facts["reason"]))
         drawn = store.arrays("SELECT position, sample FROM null_region WHERE stage = ?", (keys[f"null:{name}"],))
         fixed["null_samples"] = drawn["sample"][np.argsort(drawn["position"], kind="stable")].astype(np.int64)
-        fixed.update(_store=store, _keys=keys, _audited=audited, _latest=latest or _Latest())
+        fixed.update(_store=store, _keys=keys, _audited=audited, _latest=latest or _Latest(), _contrast=contrast)
         for attribute, value in fixed.items():
             object.__setattr__(self, attribute, value)
 
@@ -176,6 +180,29 @@ class StoredLayer(LayerEvidence):
         store, keys = self._store, self._keys  # type: ignore[attr-defined]
         vectors = null_vectors(store, keys[f"null:{self.layer}"], keys["foundation"])
         return vectors if len(vectors) else np.zeros((0, _dimension(store, keys)), dtype=np.float32)
+
+    @property
+    def residuals(self) -> np.ndarray | None:  # type: ignore[override]
+        """(K, m, d) float32, or None; see `LayerEvidence`. Held until another layer's are asked for."""
+        contrast: Contrast | None = self._contrast  # type: ignore[attr-defined]
+        return None if contrast is None else self._latest.of(self.layer, lambda: self._left(contrast), "residuals")  # type: ignore[attr-defined]
+
+    def _left(self, contrast: Contrast) -> np.ndarray:
+        store, stage = self._store, self._keys[f"contrast:{self.layer}"]  # type: ignore[attr-defined]
+        rows = store.arrays("SELECT component, rank, sample FROM contrast WHERE stage = ?", (stage,))
+        samples = np.full(self.reference_ids.shape, NONE, dtype=np.int64)
+        samples[rows["component"], rows["rank"]] = rows["sample"]
+        return contrast.left(self.embeddings, samples)
+
+    @cached_property
+    def null_residuals(self) -> np.ndarray | None:  # type: ignore[override]
+        """(M, d) float32, or None; see `LayerEvidence`."""
+        contrast: Contrast | None = self._contrast  # type: ignore[attr-defined]
+        if contrast is None:
+            return None
+        store, stage = self._store, self._keys[f"contrast:{self.layer}"]  # type: ignore[attr-defined]
+        rows = store.arrays("SELECT position, sample FROM null_contrast WHERE stage = ?", (stage,))
+        return contrast.left(self.null_embeddings, rows["sample"][np.argsort(rows["position"], kind="stable")])
 
     def relevance_blocks(self, classes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Relevance of one class for each sample, some samples at a time; see `LayerEvidence.relevance_blocks`."""
@@ -262,7 +289,8 @@ def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | No
     other_probes, other_prompts = _probes(store, keys, inputs["probes"], others) if others else ({}, empty[:0])
     settings = plan.audit.measurement
     latest = _Latest()
-    stored = [StoredLayer(store, layer, keys, audited, slots(settings), latest) for layer in indexed(plan).audit.layers]
+    contrast = Contrast(views, settings.gamma) if settings.concept_embedding == "contrastive" else None
+    stored = [StoredLayer(store, layer, keys, audited, slots(settings), latest, contrast) for layer in indexed(plan).audit.layers]
     declared = [FirstReferences(layer, settings.reference_samples) for layer in stored]
     count = len(plan.audit.layers)
     return Evidence(

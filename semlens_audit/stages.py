@@ -17,10 +17,13 @@ from semlens_audit.plan import AuditPlan
 from semlens_audit.probe_texts import alternatives
 from semlens_audit.subject import subject_digest
 
-__all__ = ["NULL_CROPS", "THUMBNAILS", "audited_classes", "stage_inputs", "stage_keys"]
+__all__ = ["CANDIDATES", "NULL_CROPS", "THUMBNAILS", "audited_classes", "stage_inputs", "stage_keys"]
 
 NULL_CROPS = 2000
 """Random crops that stand for "no concept in particular", per layer."""
+
+CANDIDATES = 4096
+"""Samples that contrastive ones are looked for among, at most."""
 
 THUMBNAILS = 8
 """Reference samples of each component that get pictures."""
@@ -86,7 +89,8 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
         ``relevance:LAYER``, ``attribution:LAYER`` (the method that applies, where the audit leaves it open),
         ``selection:LAYER`` (reference samples by relevance, where the audit asks for them),
         ``foundation`` (facts about the foundation model on this data; its key names the pool of region embeddings), ``views``
-        (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops), ``probes``.
+        (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops),
+        ``contrast:LAYER`` (contrastive samples, where the audit asks for them), ``probes``.
     """
     audit = plan.audit
     view = audit.subject.preprocessing
@@ -145,6 +149,17 @@ def _layer_inputs(plan: AuditPlan, model: dict[str, Any], layer: str, pool: str)
         "seed": plan.audit.seed,
         "code": _code("regions.py"),
     }
+    if plan.audit.measurement.concept_embedding == "contrastive":
+        inputs[f"contrast:{layer}"] = {
+            "stage": "contrast",
+            "references": digest(inputs[f"references:{layer}"]),
+            "crops": crops,
+            "null": digest(inputs[f"null:{layer}"]),
+            "pool": pool,
+            "candidates": CANDIDATES,
+            "seed": plan.audit.seed,
+            "code": _code("contrast*.py"),
+        }
     return inputs
 
 

@@ -23,7 +23,8 @@ SHIPPED = Path(__file__).parent / "qualification" / "qualification.json"
 _PRESENTED = {"gallery", "records"}
 """Modules that values are kept and shown with; they measure and decide nothing."""
 _STAGES = (
-    "arithmetic", "attribution", "attribution_choice", "attribution_maps", "attribution_pass", "clip_classifier", "components",
+    "arithmetic", "attribution", "attribution_choice", "attribution_maps", "attribution_pass", "clip_classifier",
+    "components", "contrast", "contrast_pass",
     "cropping", "crops", "data", "exported", "foundation", "images", "index", "inference", "layouts", "lrp",
     "lrp_conditional", "lrp_modes", "lrp_rules", "networks", "open_clip_models", "passes", "precision", "prefetch",
     "probe_texts", "reading", "regions", "selection", "stages", "subject", "vectors", "verdict", "views", "weights",

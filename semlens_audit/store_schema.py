@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 __all__ = ["CONTENT_TABLES", "TABLES", "VERSION", "Table", "statements"]
 
-VERSION = 3
-"""Version of the schema below; written into every store. 2 added the table ``meaning``, 3 ``ablation``."""
+VERSION = 4
+"""Version of the schema below; written into every store. 2 added the table ``meaning``, 3 ``ablation``, 4 ``contrast`` and
+``null_contrast``."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,29 @@ TABLES: tuple[Table, ...] = (
         },
         ("stage", "component"),
         since=2,
+    ),
+    Table(
+        "contrast",
+        "the contrastive sample of one reference sample: of those that drive the component less than the mean, the most similar one",
+        {
+            "stage": _STAGE,
+            "component": _COMPONENT,
+            "rank": _RANK,
+            "sample": ("INTEGER NOT NULL", "sample id of the contrastive sample; -1 where there is none"),
+        },
+        ("stage", "component", "rank"),
+        since=4,
+    ),
+    Table(
+        "null_contrast",
+        "the contrastive sample of one random crop: the most similar of a random half of the candidates",
+        {
+            "stage": _STAGE,
+            "position": ("INTEGER NOT NULL", "order of drawing of the random crop, from 0"),
+            "sample": ("INTEGER NOT NULL", "sample id of the contrastive sample; -1 where there is none"),
+        },
+        ("stage", "position"),
+        since=4,
     ),
     Table(
         "prompt",

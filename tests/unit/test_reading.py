@@ -110,6 +110,6 @@ def test_embeddings_of_one_layer_are_held_at_a_time(store: Store, together: int,
     assert first.embeddings is held
     assert np.shares_memory(FirstReferences(first, 2).embeddings, held)
     np.testing.assert_array_equal(second.embeddings, VECTORS[1])
-    assert latest._value is second.embeddings
+    assert latest._held["embeddings"][1] is second.embeddings
     np.testing.assert_array_equal(first.embeddings, VECTORS[0])
     assert first.embeddings is not held

@@ -518,7 +518,8 @@ def test_two_can_read_at_once_and_neither_can_write(folder: Path) -> None:
 
 def test_an_older_store_is_brought_up_to_date_before_it_is_collected(folder: Path) -> None:
     with duckdb.connect(str(path_of(folder))) as connection:
-        connection.execute("DROP TABLE ablation")
+        for table in ("ablation", "contrast", "null_contrast"):
+            connection.execute(f"DROP TABLE {table}")
         connection.execute("UPDATE store_version SET version = 2")
     with pytest.raises(StoreError) as caught:
         store_upkeep.info(path_of(folder))
