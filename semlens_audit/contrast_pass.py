@@ -17,6 +17,7 @@ from semlens_audit.precision import Arithmetic
 from semlens_audit.prefetch import cores
 from semlens_audit.progress import Progress
 from semlens_audit.store import Store
+from semlens_audit.threads import Threaded
 from semlens_audit.vectors import crop_vectors, null_vectors
 from semlens_audit.work import Bench, Engine
 
@@ -67,17 +68,18 @@ def activation_pass(
         return {}
     settings, bench = plan.audit.measurement, engine.bench
     chosen = candidates(len(bench.data.samples), inputs[f"contrast:{lacking[0]}"]["candidates"], plan.audit.seed)
-    groups: dict[Arithmetic, list[str]] = {}
+    groups: dict[tuple[Arithmetic, int | None], list[str]] = {}
     for layer in lacking:
         state = store.stage(digest(inputs[f"references:{layer}"]))
-        groups.setdefault(Arithmetic.of(state.facts if state else {}), []).append(layer)
+        facts = state.facts if state else {}
+        groups.setdefault((Arithmetic.of(facts), facts.get("threads")), []).append(layer)
     batch = min(settings.batch_size, len(bench.data.samples))
     parts = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
     ahead = bench.ahead(batch * 15 * plan.audit.subject.preprocessing.size ** 2)
     found: dict[str, list[np.ndarray]] = {layer: [] for layer in lacking}
     with progress.stage("Contrastive samples", len(chosen) * len(groups)) as advance:
-        for arithmetic, layers in groups.items():
-            work = _Pooled(batch, tuple(layers), settings.pooling, arithmetic, cores(), ahead)
+        for (arithmetic, threads), layers in groups.items():
+            work = Threaded(_Pooled(batch, tuple(layers), settings.pooling, arithmetic, cores(), ahead), threads)
             for part, pooled in engine.run(work, parts):
                 for layer in layers:
                     found[layer].append(pooled[layer])
