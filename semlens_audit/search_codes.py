@@ -34,6 +34,9 @@ _WIDE = 4 << 20
 _SHARE = 8 << 20
 """Bytes of codes that a thread takes at a time, and that another thread is worth."""
 
+_THREADS = 8
+"""Threads that are worth it: more only wait for memory and for one another."""
+
 _MAGIC = b"SLACODE1"
 _LONGEST_HEADER = 1 << 16
 _UNIT = 2.0**-24  # unit roundoff of float32
@@ -139,7 +142,7 @@ def estimates(
     asked
         Codes and the (d,) query that their rows are compared with, not zero.
     threads
-        Most threads; ``None``: as many as there are processors. What is found does not depend on it.
+        Most threads; ``None``: as many as there are processors, at most 8. What is found does not depend on it.
 
     Returns
     -------
@@ -149,7 +152,7 @@ def estimates(
     """
     scans = [_Scan.of(codes, query) for codes, query in asked]
     shares = deque((scan, blocks) for scan in scans for blocks in scan.shares())
-    most = cores() if threads is None else threads
+    most = min(cores(), _THREADS) if threads is None else threads
     workers = min(most, -(-sum(codes.width * len(codes.component) for codes, _ in asked) // _SHARE))
     if workers > 1:
         with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
