@@ -22,11 +22,11 @@ from semlens_audit.work import Bench, Engine
 
 __all__ = ["crop_pass"]
 
-_WIDTH = 32
-"""Images per pass through the network."""
+_WIDTH = 16
+"""Images whose crops are written together."""
 
-_TURNS = 16
-"""Components of one image that share its forward pass."""
+_TURNS = 32
+"""Most components of one image that share its forward pass."""
 
 _FEWEST = 1024
 """References of a layer below which the exact way is taken: a trial would cost more than it can save."""
@@ -37,16 +37,12 @@ _TRIED = 8
 
 @dataclass(frozen=True)
 class _Group:
-    """References that are computed with one forward pass and written in one transaction.
-
-    Every group has the same number of slots, and within a group each slot asks equally often, the last reference repeated where
-    it has fewer: shapes that never change keep the memory constant, and a result does not depend on its company.
-    """
+    """References that are computed together and written in one transaction: what is in it depends on the references alone."""
 
     rows: np.ndarray
-    """(n, 3) int64 sample, component and rank of the references computed here."""
-    place: np.ndarray
-    """(slots, turns) int64 row of `rows`, each at least once; the rows of a slot are of one sample."""
+    """(n, 3) int64 sample, component and rank."""
+    slot: np.ndarray
+    """(n,) int64: rows of one slot share a forward pass; slots are in order, with ever fewer rows."""
     last: int
     """References finished once this group is."""
 
@@ -58,19 +54,12 @@ def _groups(references: np.ndarray) -> list[_Group]:
     for rows in np.split(np.arange(len(samples)), np.flatnonzero(np.diff(samples)) + 1):
         slots += [rows[start : start + _TURNS] for start in range(0, len(rows), _TURNS)]
     slots.sort(key=lambda rows: (-len(rows), int(rows[0])) if len(rows) else (0, 0))
-    width, result, last = min(_WIDTH, len(slots)), [], 0  # a layer of dead components has no reference at all
-    for start in range(0, len(slots), width or 1):
-        group = slots[start : start + width]
+    result, last = [], 0  # a layer of dead components has no reference at all
+    for start in range(0, len(slots), _WIDTH):
+        group = slots[start : start + _WIDTH]
         chosen = np.concatenate(group)
         last += len(chosen)
-        turns = len(group[0])
-        firsts = np.cumsum([0, *(len(rows) for rows in group)])
-        filled = [
-            np.pad(first + np.arange(len(rows)), (0, turns - len(rows)), mode="edge")
-            for first, rows in zip(firsts, group, strict=False)
-        ]
-        place = np.stack(filled + filled[-1:] * (width - len(group)))
-        result.append(_Group(references[chosen], place, last))
+        result.append(_Group(references[chosen], np.repeat(np.arange(len(group)), [len(rows) for rows in group]), last))
     return result
 
 
@@ -100,27 +89,19 @@ class _Crop:
         return {sample: (bench.views.picture(sample), bench.images([sample])[0]) for sample in samples}
 
     def compute(self, bench: Bench, group: _Group, images: dict[int, tuple[Image.Image, torch.Tensor]]) -> _Rows:
-        slots, turns = group.place.shape
-        sample = group.rows[group.place[:, 0], 0]
-        asked = np.stack([np.repeat(np.arange(slots), turns), group.rows[group.place.reshape(-1), 1]], axis=1)
+        sample = group.rows[np.searchsorted(group.slot, np.arange(group.slot[-1] + 1)), 0]
         passes = stream_heatmaps(
             bench.subject,
             lambda slot: images[int(sample[slot])][1],
             self.layer,
-            asked,
+            np.stack([group.slot, group.rows[:, 1]], axis=1),
             self.settings.method,
-            batch_size=slots,
+            batch_size=_WIDTH,
             way=self.way,
         )
-        made, seen = _Rows(), np.zeros(len(group.rows), dtype=bool)
+        made = _Rows()
         for positions, heat in passes:
-            rows = group.place.reshape(-1)[positions]
-            fresh = np.zeros(len(rows), dtype=bool)
-            fresh[np.unique(rows, return_index=True)[1]] = True
-            fresh &= ~seen[rows]
-            seen[rows] = True
-            if fresh.any():
-                _draw(made, group.rows[rows[fresh]], heat[fresh], images, self.settings)
+            _draw(made, group.rows[positions], heat, images, self.settings)
         return made
 
 

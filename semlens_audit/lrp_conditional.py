@@ -126,7 +126,7 @@ class Conditional:
                     return self._arrived(terms, conditions)
                 step = self._cuts[place]
                 if step < conditions:
-                    parts = [slice(start, start + step) for start in range(0, conditions, step)]
+                    parts = [slice(start, min(start + step, conditions)) for start in range(0, conditions, step)]
                     return torch.cat([self._flow(place, self._part(pending, part), part.stop - part.start) for part in parts])
             node = self._nodes[place]
             outputs = {edge[1]: pending.pop(edge) for edge in [edge for edge in pending if edge[0] == place]}
@@ -176,8 +176,10 @@ class Conditional:
         if not known.product:
             return [_Term(None, present[0], own=False)]  # the flat rule gives one map to all channels
         if len(present) == 2:  # one branch has the positive, the other the negative values
-            positive, negative = (part.unflatten(0, (conditions, self._batch)) for part in present)
-            present = [torch.where(self._kept(("positive", place), lambda: node.value >= 0), positive, negative).flatten(0, 1)]
+            above = self._kept(("above", place), lambda: node.value.clamp(min=0))
+            below = self._kept(("below", place), lambda: node.value.clamp(max=0))
+            positive, negative = (self._by_condition(part, conditions) for part in present)
+            return [_Term(None, positive.mul_(above).addcmul_(negative, below).view_as(present[0]))]
         return [_Term(node.value, present[0])]
 
     def _pulled(self, known: Prepared, pull: Callable[[torch.Tensor], torch.Tensor], scaled: torch.Tensor, conditions: int) -> torch.Tensor:
@@ -242,8 +244,12 @@ class Conditional:
         return total
 
     def _multiplied(self, term: _Term, scale: torch.Tensor, conditions: int) -> torch.Tensor:
-        value = term.value.unflatten(0, (conditions, self._batch))
-        return (value.mul_(scale) if term.own else value * scale).flatten(0, 1)
+        value = self._by_condition(term.value, conditions)
+        return (value.mul_(scale) if term.own else value * scale).view_as(term.value)
+
+    def _by_condition(self, value: torch.Tensor, conditions: int) -> torch.Tensor:
+        """(C * B, ...) as what a tensor of all images can be multiplied with: (C, B, ...), or (C, ...) where there is one image."""
+        return value if self._batch == 1 else value.unflatten(0, (conditions, self._batch))
 
     def _kept(self, key: tuple[object, ...], make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """What is the same for all conditions, made once."""

@@ -233,13 +233,15 @@ def prepared(operation: Operation, value: torch.Tensor, dtype: torch.dtype | Non
 
 def share(total: torch.Tensor) -> torch.Tensor:
     """``1 / stabilize(total)`` of zennit: what turns relevance of a sum into that of a unit of what is summed."""
-    return (total + torch.where(total < 0, -_STABILIZER, _STABILIZER)).reciprocal_()
+    total = total + 0.0  # no zero below zero, whose stabilizer would have the other sign
+    stabilizer = torch.full((), _STABILIZER, dtype=total.dtype, device=total.device)
+    return torch.copysign(stabilizer, total).add_(total).reciprocal_()
 
 
 def _modified_inputs(rule: BasicHook, value: torch.Tensor) -> Iterator[torch.Tensor | None]:
     """The input of every branch, ``None`` where it is zero everywhere."""
     if isinstance(rule, ZPlus):  # most inputs are nowhere negative: one look saves a branch, and a tensor
-        lowest, highest = torch.aminmax(value)
+        lowest, highest = torch.aminmax(value.permute(0, 2, 3, 1) if value.ndim == 4 else value)  # many times faster so
         yield value if lowest >= 0 and highest > 0 else value.clamp(min=0) if highest > 0 else None
         yield value if highest <= 0 and lowest < 0 else value.clamp(max=0) if lowest < 0 else None
         return
@@ -297,9 +299,32 @@ class Summed(torch.autograd.Function):
         return (part * left).sum_to_size(left.shape), (part * right).sum_to_size(right.shape)
 
 
+def _direct(gradient: torch.Tensor) -> bool:
+    """Whether oneDNN convolves it: its forward convolutions are its fastest operations, also for gradients."""
+    return gradient.device.type == "cpu" and gradient.dtype != torch.float64 and torch.backends.mkldnn.is_available()
+
+
 def _pull_pointwise(gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
     """A 1 x 1 convolution is one product of matrices once channels are last; torch's own way may not take it as one."""
+    if _direct(gradient):
+        turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        return torch.ops.aten.mkldnn_convolution(gradient, turned, None, [0, 0], [1, 1], [1, 1], 1)
     return torch.matmul(gradient.permute(0, 2, 3, 1), weight[:, :, 0, 0]).permute(0, 3, 1, 2)
+
+
+def _pull_depthwise(
+    gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int]
+) -> torch.Tensor:
+    """The gradient of a convolution of each channel by itself is one with the kernel turned round, of what zeros have spread."""
+    kernel = list(weight.shape[2:])
+    if list(stride) != [1, 1]:
+        spread = [size - k + 1 + 2 * p for size, k, p in zip(shape[2:], kernel, padding, strict=True)]
+        shaped = (*gradient.shape[:2], *spread)
+        wide = torch.empty(shaped, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
+        wide[:, :, :: stride[0], :: stride[1]] = gradient
+        gradient = wide
+    rest = [k - 1 - p for k, p in zip(kernel, padding, strict=True)]
+    return torch.ops.aten.mkldnn_convolution(gradient, weight.flip(2, 3), None, rest, [1, 1], [1, 1], len(weight))
 
 
 def pull_convolution(
@@ -327,12 +352,19 @@ def pull_convolution(
     ):
         return _pull_pointwise
 
+    kernel = list(bound["weight"].shape)
+    # Each channel by itself, and no place of the padded input that no kernel has seen.
+    apart = groups == kernel[0] > 1 and kernel[1] == 1 and dilation == [1, 1]
+    apart = apart and all(p < k for p, k in zip(padding, kernel[2:], strict=True))
+
     def pull(gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
         channels, wanted = shape[1], (len(gradient), *shape[1:])
         if flat and groups == 1:
             gradient = gradient.sum(dim=1, keepdim=True, dtype=torch.float32)
             weight, wanted = weight[:1, :1].float(), (len(gradient), 1, *shape[2:])
         dtype = gradient.dtype
+        if apart and _direct(gradient) and (dtype == torch.bfloat16 or stride == [1, 1]):
+            return _pull_depthwise(gradient, shape, weight, stride, padding)
         if dtype == torch.bfloat16 and groups > 1 and stride != [1, 1] and gradient.device.type == "cpu":
             gradient, weight = gradient.float(), weight.float()  # oneDNN has no fast way in bfloat16
         # Of the input only its shape and layout matter.
