@@ -34,7 +34,8 @@ INVISIBLE = (
 CLUSTERS = (
     "patterned", "haired", "hairy", "hairless", "bright", "dull", "clean", "dirty", "wet", "dry", "rough", "smooth", "rounded", "round",
     "angular", "curved", "straight", "sharp", "transparent", "opaque", "coloured", "colored", "colorless", "chromatic", "achromatic",
-    "adorned", "unadorned", "worn", "broken", "frozen", "dark", "light", "striped", "cracked", "wrinkled", "spotted", "furrowed", "crooked", "symmetrical",
+    "adorned", "unadorned", "worn", "broken", "frozen", "dark", "light", "striped", "cracked", "wrinkled", "spotted", "furrowed",
+    "crooked", "symmetrical",
     "asymmetrical", "regular", "irregular", "pointed", "blurred", "clear", "cloudy", "sunny", "wooden", "metallic", "fat", "thin",
 )  # fmt: skip
 """Heads of clusters of adjectives of appearance."""
@@ -45,7 +46,7 @@ OWN = (
 )  # fmt: skip
 """Places, light, texture and faults of pictures that WordNet keeps elsewhere."""
 UNWANTED = re.compile(r"\b(slur|offensive (?:term|name|word)|vulgar|obscene|disparag|derogatory|ethnic|insulting|taboo)", re.IGNORECASE)
-COARSE = re.compile(r"\b(slut|whore|fag|shit)")
+COARSE = re.compile(r"\b(slut|whore|fag|shit|gypsy|squaw)")
 PLAIN = re.compile(r"[a-z][a-z'-]*( [a-z][a-z'-]*){0,2}")
 SYNTAX = re.compile(r"\((a|p|ip)\)$")
 RARE = 4
