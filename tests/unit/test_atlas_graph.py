@@ -114,8 +114,8 @@ def test_without_biases_nothing_is_lost_and_with_them_something_is(images: torch
     for method in ("lrp", "activation_x_gradient"):
         for bias in (False, True):
             model = Chain(bias=bias).eval().requires_grad_(False)
-            found = layer_relevance(model, images, "act1", "act2", 2, method)
-            kept = found[:, :-1].sum(axis=1) / found[:, -1]
+            found = np.stack([layer_relevance(model, images, "act1", "act2", k, method) for k in (0, 2, 4)])
+            kept = found[..., :-1].sum(axis=-1) / found[..., -1]
             assert (np.abs(kept - 1) < 1e-3).all() == (not bias), (method, bias, kept)
 
 
@@ -158,10 +158,10 @@ def test_the_graph_of_an_audit(plan: AuditPlan, monkeypatch: pytest.MonkeyPatch)
         assert {edge.earlier for edge in found.edges["layer3"]} == {node.component for node in found.nodes["layer1"]}
         for node in found.nodes["layer3"]:
             edges = [edge for edge in found.edges["layer3"] if edge.later == node.component]
-            assert len(edges) == 2 and node.samples == 5
+            assert (len(edges), node.samples) == (2, 5)
             assert all(edge.low <= edge.share <= edge.high for edge in edges)
             assert node.shown == pytest.approx(sum(abs(edge.share) for edge in edges))
-            assert node.arrived is not None and 0 < node.arrived < 1.05
+            assert 0 < (node.arrived or 0.0) < 1.05
         # the second time it is read from beside the store
         def never(*_: object) -> np.ndarray:
             raise AssertionError("computed again")
@@ -217,4 +217,5 @@ def test_an_audit_of_one_layer_has_no_graph(plan: AuditPlan) -> None:
         atlas.layers.pop("layer1")
         with pytest.raises(UsageError) as caught:
             attribution_graph(atlas, "melanoma")
-    assert caught.value.slug == "one-layer" and "semlens-audit layers" in caught.value.problems[0].hint
+    assert caught.value.slug == "one-layer"
+    assert "semlens-audit layers" in caught.value.problems[0].hint
