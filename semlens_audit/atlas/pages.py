@@ -58,7 +58,7 @@ class _Pictures:
         """What stands for a picture until the page is complete."""
         key = digest_bytes(jpeg)
         self._files.setdefault(key, base64.b64encode(jpeg).decode("ascii"))
-        return Markup(f"picture:{key}")  # noqa: S704 - digits only
+        return Markup(f"picture:{key}")
 
     def put_in(self, page: str, budget: int) -> str:
         """The page with its pictures as ``data:`` URIs."""
