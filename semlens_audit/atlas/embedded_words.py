@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from semlens_audit import scores
 from semlens_audit.atlas.opening import Atlas
@@ -185,12 +186,11 @@ class _PictureProbes:
         return out
 
 
-def _picture(example: WordExample):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _picture(example: WordExample) -> Image.Image:
     image = read_image(example.image)
     if example.box is None:
         return image
-    x0, y0, x1, y1 = example.box
-    if x1 > image.width or y1 > image.height:
+    if example.box[2] > image.width or example.box[3] > image.height:
         raise DataError(
             "box-outside-image",
             f"The box {list(example.box)} is not inside {example.image.name}, which has {image.width} x {image.height} pixels.",

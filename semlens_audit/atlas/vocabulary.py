@@ -153,7 +153,7 @@ def of_words(words: Sequence[str], name: str = "words") -> Vocabulary:
     VocabularyError
         ``repeated-word``, ``empty-vocabulary``, or a word that no file could hold, see `read_vocabulary`.
     """
-    gathered, problems = _Gathering(), []
+    gathered, problems = _Gathering(), list[Problem]()
     for word in words:
         problem = _complaint(word, name, None)
         if problem is None and fold(word) in gathered.words:
@@ -245,7 +245,7 @@ def _read(path: Path, name: str) -> Vocabulary:
     if kind in (".yaml", ".yml"):
         return _read_yaml(path, name)
     text = _decoded(_content(path, name), name)
-    gathered, problems = _Gathering(), []
+    gathered, problems = _Gathering(), list[Problem]()
     entries = _csv_entries(text, path, name, problems) if kind == ".csv" else _line_entries(text)
     for line, word, example in entries:
         problem = _complaint(word, name, line)
