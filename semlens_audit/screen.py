@@ -191,7 +191,8 @@ def print_components(
     class_name
         Class of the spec whose share of relevance is shown.
     assigned
-        (layer, component) -> concept, ``None`` for a component without one; left out where no run has assigned any.
+        (layer, component) -> concept, ``None`` for a component without one; left out where no run has assigned any, and where
+        components of other indexes are among the rows.
     console
         Where to print; default: stdout.
     """
@@ -199,24 +200,27 @@ def print_components(
     table = _table()
     searched, tested = any(row.similarity is not None for row in rows), any(row.z is not None for row in rows)
     foreign = any(row.index is not None for row in rows)
+    assigned = None if foreign else assigned
     if tested:
         table.add_column("", no_wrap=True)
     table.add_column("layer", no_wrap=True)
     table.add_column("component", justify="right", no_wrap=True)
-    for name, shown in (("similarity", searched), ("z", tested), ("adj. p", tested), ("relevance", True)):
+    worded = any(row.words is not None for row in rows)
+    for name, shown in (("similarity", searched), ("z", tested), ("adj. p", tested), ("words", worded), ("relevance", True)):
         if shown:
             table.add_column(name, justify="right", no_wrap=True)
     if assigned is not None:
         table.add_column("concept", no_wrap=True)
     if foreign:
-        table.add_column("index", no_wrap=True)
-        table.add_column("model", overflow="fold")
+        table.add_column("model", overflow="fold", min_width=20)
     # As many names as fit, so that the columns of numbers and concepts are never the ones that give way.
     names = [max((len(Path(r.sample).name) for r in row.references), default=1) + 1 for row in rows]
-    taken = max((len(row.layer) for row in rows), default=0) + 9 + 9 + 12 * searched + 18 * tested + 16 * (assigned is not None) + 10
-    taken += 44 * foreign
+    taken = max((len(row.layer) for row in rows), default=0) + 28 + 12 * searched + 18 * tested + 7 * worded
+    taken += 16 * (assigned is not None) + 24 * foreign
     most = max(1, (console.width - taken) // max(names, default=1))
-    table.add_column("first reference samples" if most > 1 else "first sample", no_wrap=True, overflow="ellipsis")
+    room = console.width - taken >= 8 or not searched
+    if room:
+        table.add_column("first reference samples" if most > 1 else "first sample", no_wrap=True, overflow="ellipsis")
     for row in rows:
         samples = "never active" if row.dead else " ".join(Path(r.sample).name for r in row.references[:most])
         cells = [row.layer, str(row.component)]
@@ -224,15 +228,19 @@ def print_components(
             cells.append("–" if row.similarity is None else f"{row.similarity:.3f}")
         if tested:
             cells = ["✓" if row.significant else " ", *cells, "–" if row.z is None else f"{row.z:.1f}", _probability(row.adjusted_p)]
+        if worded:
+            cells.append("–" if row.words is None else f"{100 * row.words:.0f} %")
         cells.append(f"{100 * row.share[class_name]:.1f} %" if class_name in row.share else "–")
         if assigned is not None:
-            cells.append((assigned.get((row.layer, row.component)) if row.index is None else None) or "–")
+            cells.append(assigned.get((row.layer, row.component)) or "–")
         if foreign:
-            cells += [row.index or "this audit's", row.model or "–"]
-        table.add_row(*map(Text, [*cells, samples]))
+            cells.append("this audit's" if row.index is None else f"{row.model} (index {row.index})")
+        table.add_row(*map(Text, [*cells, *([samples] if room else [])]))
     console.print(table)
     if tested:
-        console.print(Text("✓ significantly near; z, adj. p: against random reference sets, adjusted for every component", style="dim"))
+        console.print(Text("✓: significantly near; z, adj. p: against random reference sets, adjusted for all components", style="dim"))
+    if worded:
+        console.print(Text("words: everyday words that come as near", style="dim"))
     console.print(Text(f"relevance: share of the relevance for {class_name} in the layer", style="dim"))
 
 

@@ -138,6 +138,11 @@ class Directions:
         return self._image is not None or self._like is not None
 
     @property
+    def only_text(self) -> bool:
+        """Whether a text alone is looked for."""
+        return not self.centred and self._without_image is None
+
+    @property
     def of_layer(self) -> bool:
         """Whether the direction depends on the layer."""
         return self._image is not None or self._without_image is not None

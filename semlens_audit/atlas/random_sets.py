@@ -13,13 +13,14 @@ import numpy as np
 
 from semlens_audit.draws import generator
 from semlens_audit.plan import AuditPlan
-from semlens_audit.scores import EPSILON
+from semlens_audit.scores import EPSILON, unit
 from semlens_audit.statistics import normal_tail
 
 __all__ = ["Null", "RandomSets", "adjusted", "set_sizes", "tail"]
 
 _SCATTER = 1e-9
 """Deviation that rounding alone may leave."""
+_ALMOST_ONE = 1.0 - 1e-9
 _ROWS = 64
 """Sets whose mean embeddings are in memory at a time."""
 
@@ -31,18 +32,30 @@ class Null:
     ----------
     values
         (S,) cosines of random sets.
+    centred
+        Whether they are seen from the centre of the random crops. Random sets then point anywhere, and where crops vary in few ways
+        only they reach cosines from which 1 is few deviations away. Such cosines are compared after Fisher's transformation (artanh),
+        which makes them nearly normal and has no upper end (Fisher, "On the 'probable error' of a coefficient of correlation", 1921).
     """
 
-    def __init__(self, values: np.ndarray) -> None:
-        self.mean, self.deviation = float(values.mean()), float(values.std(ddof=1))
-        standard = (values - self.mean) / max(self.deviation, _SCATTER)
-        self.skewness = float((standard**3).mean()) if self.deviation > _SCATTER else 0.0
+    def __init__(self, values: np.ndarray, centred: bool) -> None:
+        self.expected = float(values.mean())
+        """Mean cosine of random sets."""
+        self._centred = centred
+        scaled = self._scaled(values)
+        self._mean, self._deviation = float(scaled.mean()), float(scaled.std(ddof=1))
+        standard = (scaled - self._mean) / max(self._deviation, _SCATTER)
+        self.skewness = float((standard**3).mean()) if self._deviation > _SCATTER else 0.0
+
+    def _scaled(self, similarity: np.ndarray) -> np.ndarray:
+        if not self._centred:
+            return np.asarray(similarity, dtype=np.float64)
+        return np.asarray(np.arctanh(np.clip(similarity, -_ALMOST_ONE, _ALMOST_ONE)))
 
     def z(self, similarity: np.ndarray) -> np.ndarray:
         """Deviations above the mean, same shape; 0 where random sets do not differ, since nothing can then be called unusual."""
-        if self.deviation <= _SCATTER:
-            return np.zeros_like(similarity, dtype=np.float64)
-        return np.asarray((similarity - self.mean) / self.deviation, dtype=np.float64)
+        scaled = self._scaled(similarity)
+        return (scaled - self._mean) / self._deviation if self._deviation > _SCATTER else np.zeros_like(scaled)
 
     def p(self, similarity: np.ndarray) -> np.ndarray:
         """Probability that a random set comes as near, same shape, 0 to 1; see `tail`."""
@@ -89,14 +102,24 @@ class RandomSets:
         ValueError
             Fewer random crops than n.
         """
+        return Null(self._reached(np.asarray(direction)[None], size, centred)[:, 0], centred)
+
+    def nulls(self, directions: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of what random sets reach, not centred, in each of (P, d) directions: (P,) and (P,)."""
+        reached = self._reached(directions, size, centred=False)
+        return reached.mean(axis=0), reached.std(axis=0, ddof=1)
+
+    def _reached(self, directions: np.ndarray, size: int, centred: bool) -> np.ndarray:
+        """(S, P) cosines of random sets with directions."""
         if len(self._pool) < size:
             raise ValueError(f"{len(self._pool)} random crops are too few for sets of {size}")
-        wanted = np.asarray(direction, dtype=np.float64)
-        along = self._pool @ wanted if self._pool.dtype == np.float64 else self._pool.astype(np.float64) @ wanted
+        wanted = unit(directions.astype(np.float64))
+        along = self._pool.astype(np.float64) @ wanted.T
         if centred:
-            along = along - self.centre @ wanted
-        length = self._length(size, centred) * np.linalg.norm(wanted)
-        return Null(along[self._sets(size)].mean(axis=1) / np.maximum(length, EPSILON))
+            along -= self.centre @ wanted.T
+        sets = self._sets(size)
+        parts = [along[sets[at : at + _ROWS]].mean(axis=1) for at in range(0, len(sets), _ROWS)]
+        return np.asarray(np.concatenate(parts) / np.maximum(self._length(size, centred), EPSILON)[:, None])
 
     def _sets(self, size: int) -> np.ndarray:
         """(S, n) positions of random crops, with replacement; those of `semlens_audit.calibration.calibrate` for the same size."""

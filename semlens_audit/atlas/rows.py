@@ -54,10 +54,15 @@ class ComponentRow:
         embeddings.
     model
         Whose component it is: name and version of the audit's model; architecture and first digits of the weights of another's.
+    expected
+        Mean similarity of random reference sets; ``None`` without a query or without random crops.
     z
-        Deviations of the similarity above that of random reference sets; ``None`` without a query or without random crops.
+        Deviations of the similarity above that of random reference sets; ``None`` likewise.
     p, adjusted_p
         Probability that a random set comes as near; the same, adjusted for every component searched.
+    words
+        Share of everyday words that come as near, 0 to 1, see `semlens_audit.atlas.common_words`; ``None`` unless a text alone is
+        looked for.
     significant
         Whether it is significantly near.
     """
@@ -70,9 +75,11 @@ class ComponentRow:
     similarity: float | None = None
     index: str | None = None
     model: str | None = None
+    expected: float | None = None
     z: float | None = None
     p: float | None = None
     adjusted_p: float | None = None
+    words: float | None = None
     significant: bool | None = None
 
 
@@ -107,4 +114,8 @@ def foreign_row(atlas: Atlas, source: ForeignLayer, component: int) -> Component
         Reference(f"sample {sample}" if known is None else known[sample], float(activation), tuple(box))  # type: ignore[arg-type]
         for sample, activation, *box in rows
     )
-    return ComponentRow(source.layer, component, False, {}, references, index=source.key[:12], model=source.model)
+    model, weights = source.model, str(atlas.evidence.subject.get("weights_sha256", ""))[:12]
+    if weights and weights in model:
+        subject = atlas.plan.audit.subject
+        model = f"{subject.name} {subject.version}, with other settings or data"
+    return ComponentRow(source.layer, component, False, {}, references, index=source.key[:12], model=model)

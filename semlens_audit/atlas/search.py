@@ -9,12 +9,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from semlens_audit.atlas.common_words import word_probes
 from semlens_audit.atlas.opening import Atlas, chosen_layers
 from semlens_audit.atlas.query import Directions, Query, image_key
 from semlens_audit.atlas.random_sets import RandomSets, adjusted, set_sizes
 from semlens_audit.atlas.rows import ComponentRow, foreign_row, own_row
 from semlens_audit.component_search import ComponentSearch, Hit
 from semlens_audit.foreign_layers import ForeignLayer, foreign_layers
+from semlens_audit.scores import EPSILON, unit
 from semlens_audit.units import effective_units
 from semlens_audit.vectors import null_vectors
 from semlens_audit.wording import capital, count
@@ -25,6 +27,10 @@ _TESTED = 1000
 """Nearest components that are tested at least; what is further away counts as tested and not significant."""
 _REMEMBERED = 256
 """Embeddings of queries that are kept."""
+_LEAST_WORDS = 0.05
+"""A text comes near to a component only where no more than this share of everyday words come as near."""
+_HELD = 20_000
+"""Components whose nearness to everyday words is kept."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Found:
         False-discovery rate among those called significantly near.
     least_z
         Least z that counts.
+    words
+        Most everyday words, as a share, that may come as near; ``None`` unless a text alone was looked for.
     picture
         JPEG of the image that was looked for.
     """
@@ -59,6 +67,7 @@ class Found:
     tested: int
     rate: float
     least_z: float
+    words: float | None = None
     picture: bytes | None = None
 
     @property
@@ -66,10 +75,12 @@ class Found:
         """What was found, in one sentence."""
         where = f"of {count(self.searched, 'component')} in {count(self.layers, 'layer')}"
         rule = f"false-discovery rate {100 * self.rate:g}\u00a0%, z at least {self.least_z:g}"
+        if self.words is not None:
+            rule += f", nearer than {100 - 100 * self.words:g}\u00a0% of everyday words"
         if not self.searched:
             return "There is no component to be searched."
         if not self.near:
-            return f"Nothing here is significantly near: {where}, none comes nearer than random reference sets do ({rule})."
+            return f"Nothing here is significantly near: {where}, none comes nearer than chance would bring it ({rule})."
         least = "at least " if self.near == self.tested < self.searched else ""
         verb = "is" if self.near == 1 else "are"
         return capital(f"{least}{self.near:,} {where} {verb} significantly near ({rule}).")
@@ -83,6 +94,16 @@ class _Place:
     key: str
     pool: str
     other: ForeignLayer | None
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """What random sets, and everyday words, say of each hit; all (n,), NaN where the layer has too few random crops."""
+
+    expected: np.ndarray
+    z: np.ndarray
+    p: np.ndarray
+    words: np.ndarray | None = None
 
 
 class Search:
@@ -100,6 +121,7 @@ class Search:
         self._sizes: dict[str, dict[int, int]] = {}
         self._components: dict[str, int] = {}
         self._known: dict[str, np.ndarray] = {}
+        self._near_words: dict[str, dict[int, np.ndarray]] = {}
         self._others: list[ForeignLayer] | None = None
 
     def __call__(self, query: Query, *, layer: str | None = None, top: int = 10, everywhere: bool = False) -> Found:
@@ -107,7 +129,9 @@ class Search:
 
         Significance is that of the audit: z against random reference sets of as many samples as the component has, its tail
         probability (`semlens_audit.atlas.random_sets.tail`), adjusted for every component searched. At least the `_TESTED` nearest
-        are tested; the others count as not significant, which never makes the nearest more significant than they are.
+        are tested; the others count as not significant, which never makes the nearest more significant than they are. A text has to
+        come nearer than everyday words as well (`semlens_audit.atlas.common_words`), by z, since words differ in how much random
+        sets scatter along them.
 
         Parameters
         ----------
@@ -147,49 +171,72 @@ class Search:
         hits = self._nearest.nearest(towards, column, max(top, _TESTED) + 1)
         hits = [hit for hit in hits if (hit.stage, hit.component) != (own, directions.excluded and directions.excluded[1])]
         hits = hits[: max(top, _TESTED)]
-        z, p = self._tested(hits, places, towards, directions.centred)
-        fair = adjusted(np.where(np.isnan(p), 1.0, p), max(searched, len(hits)))
-        near = (fair <= settings.false_discovery_rate) & (z >= settings.significance)
+        tests = self._tested(hits, places, towards, directions)
+        fair = adjusted(np.where(np.isnan(tests.p), 1.0, tests.p), max(searched, len(hits)))
+        near = (fair <= settings.false_discovery_rate) & (tests.z >= settings.significance)
+        if tests.words is not None:
+            near &= tests.words <= _LEAST_WORDS
         rows = []
-        for hit, *values in list(zip(hits, z, p, fair, near, strict=True))[: max(top, 0)]:
-            rows.append(self._row(places[hit.stage], hit, *values))
+        for i, hit in enumerate(hits[: max(top, 0)]):
+            row = replace(self._row(places[hit.stage], hit.component), similarity=hit.similarity)
+            if not np.isnan(tests.z[i]):
+                row = replace(
+                    row, expected=float(tests.expected[i]), z=float(tests.z[i]), p=float(tests.p[i]), adjusted_p=float(fair[i]),
+                    words=None if tests.words is None else float(tests.words[i]), significant=bool(near[i]),
+                )  # fmt: skip
+            rows.append(row)
         return Found(
             query, tuple(rows), searched, len(towards), int(near.sum()), len(hits), settings.false_discovery_rate,
-            settings.significance, directions.picture,
+            settings.significance, None if tests.words is None else _LEAST_WORDS, directions.picture,
         )  # fmt: skip
 
     def other(self, index: str) -> ForeignLayer:
         """The layer of another index that a row names by the first digits of its key."""
         return next(one for one in self._foreign() if one.key.startswith(index))
 
-    def _row(self, place: _Place, hit: Hit, z: float, p: float, fair: float, near: bool) -> ComponentRow:
-        row = (
-            own_row(self._atlas, place.layer, hit.component)
-            if place.other is None
-            else foreign_row(self._atlas, place.other, hit.component)
-        )
-        if np.isnan(z):
-            return replace(row, similarity=hit.similarity)
-        return replace(
-            row, similarity=hit.similarity, z=float(z), p=float(p), adjusted_p=float(fair), significant=bool(near)
-        )
+    def _row(self, place: _Place, component: int) -> ComponentRow:
+        if place.other is None:
+            return own_row(self._atlas, place.layer, component)
+        return foreign_row(self._atlas, place.other, component)
 
     def _tested(
-        self, hits: list[Hit], places: dict[str, _Place], towards: dict[str, np.ndarray], centred: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) z and p of each hit against random sets of its own size; NaN where the layer has too few random crops."""
-        z, p = np.full(len(hits), np.nan), np.full(len(hits), np.nan)
+        self, hits: list[Hit], places: dict[str, _Place], towards: dict[str, np.ndarray], directions: Directions
+    ) -> _Tests:
+        """Hold each hit against random sets of its own size."""
+        tests = _Tests(*(np.full(len(hits), np.nan) for _ in range(3)))
+        words = np.full(len(hits), np.nan) if directions.only_text else None
         groups: dict[tuple[str, int], list[int]] = {}
         for position, hit in enumerate(hits):
             groups.setdefault((hit.stage, self._size(places[hit.stage], hit.component)), []).append(position)
-        for (stage, size), positions in groups.items():
+        for (stage, size), at in groups.items():
             random = self._random(places[stage])
             if size < 2 or len(random) < size:
                 continue
-            null = random.null(towards[stage], size, centred)
-            values = np.array([hits[position].similarity for position in positions])
-            z[positions], p[positions] = null.z(values), null.p(values)
-        return z, p
+            null = random.null(towards[stage], size, directions.centred)
+            values = np.array([hits[position].similarity for position in at])
+            tests.expected[at], tests.z[at], tests.p[at] = null.expected, null.z(values), null.p(values)
+            if words is not None:
+                others = self._words(places[stage], size, [hits[position].component for position in at])
+                as_near = (others >= tests.z[at][:, None]).sum(axis=1)
+                words[at] = (1 + as_near) / (1 + others.shape[1])
+        return replace(tests, words=words)
+
+    def _words(self, place: _Place, size: int, components: list[int]) -> np.ndarray:
+        """(n, W) z of components' similarity with everyday words."""
+        if sum(map(len, self._near_words.values())) > _HELD:
+            self._near_words.clear()
+        known = self._near_words.setdefault(place.key, {})
+        missing = [component for component in components if component not in known]
+        if missing:
+            probes = self._remembered("words", lambda: word_probes(self._atlas))
+            mean, deviation = self._random(place).nulls(probes, size)
+            rows = self._atlas.store.arrays(
+                "SELECT component, vector FROM meaning WHERE stage = ? AND component IN (SELECT unnest(?::INTEGER[]))",
+                (place.key, missing),
+            )
+            z = (unit(rows["vector"].astype(np.float64)) @ unit(probes).T - mean) / np.maximum(deviation, EPSILON)
+            known.update(zip(rows["component"].tolist(), z, strict=True))
+        return np.stack([known[component] for component in components])
 
     def _places(self, wanted: tuple[str, ...], layer: str | None, everywhere: bool) -> list[_Place]:
         keys = self._atlas.keys

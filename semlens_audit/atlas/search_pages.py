@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semlens_audit.atlas.cards import ComponentCard, card, foreign_card
+from semlens_audit.atlas.common_words import WORDS
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.pages import longest_share, render_page, sources
 from semlens_audit.atlas.rows import ComponentRow
@@ -24,6 +25,7 @@ class _HitView:
     similarity: str
     z: str
     p: str
+    words: str
     significant: bool
     model: str
     relevance: str
@@ -66,6 +68,7 @@ def search_page(atlas: Atlas, search: Search, found: Found) -> str:
             "class_name": class_name,
             "several": len({hit.model for hit in hits}) > 1,
             "longest": longest_share(cards),
+            "word_count": len(WORDS),
             "selection": atlas.plan.audit.measurement.selection,
         },
         sources=sources(atlas),
@@ -82,11 +85,14 @@ def format_p(p: float | None) -> str:
 def _view(atlas: Atlas, search: Search, rank: int, row: ComponentRow, class_name: str) -> _HitView:
     similarity = format_number(row.similarity or 0.0, 3)
     z = "–" if row.z is None else format_number(row.z, 1)
-    facts = [("similarity", similarity), ("z", z), ("adjusted p", format_p(row.adjusted_p))]
+    words = "–" if row.words is None else f"{100 * row.words:.1f}\u00a0%"
+    by_chance = "" if row.expected is None else f" (random sets {format_number(row.expected, 3)})"
+    facts = [("similarity", similarity + by_chance), ("z", z), ("adjusted p", format_p(row.adjusted_p))]
+    facts += [("everyday words as near", words)] if row.words is not None else []
     model = row.model or ""
     if row.index is None:
         shown = card(atlas, row.layer, row.component, facts=facts)
     else:
         shown = foreign_card(atlas, search.other(row.index), row.component, facts=[*facts, ("model", model)])
     relevance = f"{100 * row.share[class_name]:.1f}\u00a0%" if class_name in row.share else "–"
-    return _HitView(rank, shown, similarity, z, format_p(row.adjusted_p), bool(row.significant), model, relevance)
+    return _HitView(rank, shown, similarity, z, format_p(row.adjusted_p), words, bool(row.significant), model, relevance)
