@@ -12,6 +12,8 @@ A page is a template in ``templates/atlas`` that begins with ``{% extends "atlas
     relevance drawn as parts of the `longest` share (`longest_share`). As ``{% call a.component_card(card, 3, longest) %}`` ...
     ``{% endcall %}`` it takes more content between its facts and its pictures. ``a.picture(jpeg, alt)``: one JPEG.
     ``a.pictures(references, component)``: a row of them.
+``percent(share)``
+    A share as a reader meets it, see `percent`.
 ``{% import "macros.j2" as m with context %}``
     The report's: ``m.table(Table)``, ``m.facts(tuple of Fact)``, ``m.figure(Figure)``.
 
@@ -40,7 +42,7 @@ from semlens_audit.picture_budget import compressed
 from semlens_audit.rendering import ON_SCREEN, render, replace
 from semlens_audit.wording import count, shorten
 
-__all__ = ["BUDGET", "longest_share", "render_page", "sources", "write_page"]
+__all__ = ["BUDGET", "longest_share", "percent", "render_page", "sources", "write_page"]
 
 BUDGET = 6_000_000
 """Most bytes of all JPEG files of a page together, as long as the qualities of `semlens_audit.picture_budget` reach it."""
@@ -98,6 +100,7 @@ def render_page(
         sources=tuple(sources),
         tool=f"semlens-audit {__version__}",
         jpeg=pictures.place,
+        percent=percent,
     )
     return pictures.put_in(made, budget)
 
@@ -120,6 +123,11 @@ def sources(atlas: Atlas) -> tuple[Fact, ...]:
 def longest_share(cards: Iterable[ComponentCard]) -> float:
     """The largest share of relevance on any of the cards: what the longest bar stands for; 1 where none has any."""
     return max((value for one in cards for value in (one.share or {}).values()), default=0.0) or 1.0
+
+
+def percent(share: float) -> str:
+    """``12.3 %``; two decimals below a thousandth, which is much in a layer of a thousand components: ``0.04 %``."""
+    return f"{100 * share:.{2 if 0 < abs(share) < 0.001 else 1}f}\u00a0%"
 
 
 def write_page(path: Path, page: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ from PIL import Image
 
 from semlens_audit.atlas.cards import component_named
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.digest import digest_bytes
-from semlens_audit.errors import DataError, UsageError
-from semlens_audit.images import read_image
+from semlens_audit.atlas.query_images import as_jpeg, part
+from semlens_audit.errors import UsageError
 from semlens_audit.scores import unit
 
-__all__ = ["Directions", "Query", "image_key"]
+__all__ = ["Directions", "Query"]
 
 _NOTHING_LEFT = 1e-3
 """Part of a query's length that has to be left when what is not meant is taken away."""
@@ -122,15 +120,15 @@ class Directions:
         """Layer and component that is looked for, which is no answer itself."""
         self.picture: bytes | None = None
         """JPEG of the image that is looked for, to be shown."""
-        image = _part(query.image, query.box) if query.image is not None else None
-        unwanted = read_image(query.without_image) if query.without_image is not None else None
+        image = part(query.image, query.box) if query.image is not None else None
+        unwanted = part(query.without_image, None) if query.without_image is not None else None
         self._text = query.weight * unit(probe(query.text)) if query.text is not None else None
         self._without = probe(query.without) if query.without is not None else None
         self._image = embed(image) if image is not None else None
         self._without_image = embed(unwanted) if unwanted is not None else None
         self._like = unit(_meaning(atlas, *self.excluded)) if self.excluded is not None else None
         if image is not None:
-            self.picture = _jpeg(image)
+            self.picture = as_jpeg(image)
 
     @property
     def centred(self) -> bool:
@@ -182,37 +180,9 @@ class Directions:
         return np.asarray(left)
 
 
-def _part(path: Path, box: tuple[int, int, int, int] | None) -> Image.Image:
-    image = read_image(path)
-    if box is None:
-        return image
-    x0, y0, x1, y1 = box
-    if not (0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height):
-        raise DataError(
-            "box-outside-image",
-            f"The box {list(box)} is not inside the image, which has {image.width} x {image.height} pixels.",
-            "Write x0,y0,x1,y1 in pixels of the image.",
-            file=str(path),
-        )
-    return image.crop(box)
-
-
-def _jpeg(image: Image.Image, side: int = 224) -> bytes:
-    small = image.copy()
-    small.thumbnail((side, side))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
-
-
 def _meaning(atlas: Atlas, layer: str, component: int) -> np.ndarray:
     """(d,) concept embedding of a component, seen from the centre of its layer's random crops."""
     rows = atlas.store.arrays(
         "SELECT component, centred FROM meaning WHERE stage = ? AND component = ?", (atlas.keys[f"null:{layer}"], component)
     )
     return np.asarray(rows["centred"][0], dtype=np.float64)
-
-
-def image_key(image: Image.Image) -> str:
-    """Digest of an image's pixels."""
-    return digest_bytes(repr(image.size).encode() + image.tobytes())

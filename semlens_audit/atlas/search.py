@@ -11,7 +11,8 @@ from PIL import Image
 
 from semlens_audit.atlas.common_words import word_probes
 from semlens_audit.atlas.opening import Atlas, chosen_layers
-from semlens_audit.atlas.query import Directions, Query, image_key
+from semlens_audit.atlas.query import Directions, Query
+from semlens_audit.atlas.query_images import embed_one, image_key
 from semlens_audit.atlas.random_sets import RandomSets, adjusted, set_sizes
 from semlens_audit.atlas.rows import ComponentRow, foreign_row, own_row
 from semlens_audit.component_search import ComponentSearch, Hit
@@ -295,9 +296,7 @@ class Search:
         return self._remembered(f"text {text}", lambda: self._atlas.text_probe(text))
 
     def _embedded(self, image: Image.Image) -> np.ndarray:
-        return self._remembered(
-            f"image {image_key(image)}", lambda: self._atlas.foundation.embed_images([image])[0].astype(np.float64)
-        )
+        return self._remembered(f"image {image_key(image)}", lambda: embed_one(self._atlas.foundation, image))
 
     def _remembered(self, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         if key not in self._known:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from semlens_audit.atlas.cards import ComponentCard, card, foreign_card
 from semlens_audit.atlas.common_words import WORDS
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.pages import longest_share, render_page, sources
+from semlens_audit.atlas.pages import longest_share, percent, render_page, sources
 from semlens_audit.atlas.rows import ComponentRow
 from semlens_audit.atlas.search import Found, Search
 from semlens_audit.pages import Fact
@@ -85,7 +85,7 @@ def format_p(p: float | None) -> str:
 def _view(atlas: Atlas, search: Search, rank: int, row: ComponentRow, class_name: str) -> _HitView:
     similarity = format_number(row.similarity or 0.0, 3)
     z = "–" if row.z is None else format_number(row.z, 1)
-    words = "–" if row.words is None else f"{100 * row.words:.1f}\u00a0%"
+    words = "–" if row.words is None else percent(row.words)
     by_chance = "" if row.expected is None else f" (random sets {format_number(row.expected, 3)})"
     facts = [("similarity", similarity + by_chance), ("z", z), ("adjusted p", format_p(row.adjusted_p))]
     facts += [("everyday words as near", words)] if row.words is not None else []
@@ -94,5 +94,5 @@ def _view(atlas: Atlas, search: Search, rank: int, row: ComponentRow, class_name
         shown = card(atlas, row.layer, row.component, facts=facts)
     else:
         shown = foreign_card(atlas, search.other(row.index), row.component, facts=[*facts, ("model", model)])
-    relevance = f"{100 * row.share[class_name]:.1f}\u00a0%" if class_name in row.share else "–"
+    relevance = percent(row.share[class_name]) if class_name in row.share else "–"
     return _HitView(rank, shown, similarity, z, format_p(row.adjusted_p), words, bool(row.significant), model, relevance)
