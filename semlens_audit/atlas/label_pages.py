@@ -28,7 +28,7 @@ class _RowView:
 
     card: ComponentCard
     label: str | None
-    word: str
+    others: str
     z: str
     p: str
     relevance: str
@@ -98,11 +98,18 @@ def _view(atlas: Atlas, found: Labelling, each: LabelledRow) -> _RowView:
     return _RowView(
         shown,
         None if best is None else best.word,
-        "–" if first is None else first.word,
+        _others(each.labels, best),
         "–" if first is None else format_number(first.z, 1),
         "–" if first is None else format_p(first.p),
         f"{100 * row.share[found.class_name]:.1f}\u00a0%",
     )
+
+
+def _others(labels: tuple[Label, ...], best: Label | None) -> str:
+    """Further words beyond chance; of a component without a label the nearest word."""
+    if best is None:
+        return f"nearest: {labels[0].word}" if labels else "–"
+    return ", ".join(one.word for one in labels[1:] if one.significant) or "–"
 
 
 def print_labels(found: Labelling, files: tuple[str, ...] = (), console: Console | None = None) -> None:

@@ -118,11 +118,11 @@ def tail_p(maxima: np.ndarray, z: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        Same shape, above 0 and at most 1; never increasing with z.
+        Same shape, above 0 and at most 1; never increasing with z; NaN where z is.
     """
     ordered = np.sort(maxima)
     sets = len(ordered)
-    empirical = (1.0 + sets - np.searchsorted(ordered, z, side="left")) / (1.0 + sets)
+    empirical = np.where(np.isnan(z), np.nan, (1.0 + sets - np.searchsorted(ordered, z, side="left")) / (1.0 + sets))
     over = int(_TAIL * sets)
     if over < 10:
         return empirical

@@ -54,7 +54,7 @@ RARE = 4
 HEADER = """\
 # A general vocabulary of what can be seen on pictures: {count:,} English nouns and adjectives of appearance, the most frequent first.
 # Made from WordNet 3.0 by tests/vocabularies/make_general.py, which says how they were chosen; words for people are left out.
-# WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. Licence: WORDNET-LICENSE.txt beside this file.
+# WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. Licence: WORDNET-LICENSE beside this file.
 """
 
 
