@@ -12,16 +12,25 @@ import numpy as np
 
 from semlens_audit import scores
 from semlens_audit.atlas.opening import Atlas
+from semlens_audit.draws import draw_units
+from semlens_audit.plan import AuditPlan
 from semlens_audit.units import UnitWeights, effective_units, reference_weights, spread_factor
 
-__all__ = ["DRAWS", "Meanings", "recentred"]
+__all__ = ["DRAWS", "Meanings", "draw_weights", "recentred"]
 
 DRAWS = 200
 """Most draws of the bootstrap; an audit that declares fewer gets no more."""
 
-_TOGETHER = 1 << 24
-"""Numbers of drawn embeddings that are held at a time: 64 MB."""
+_TOGETHER = 8
+"""Draws of embeddings that are made at a time: with 2,048 components and 512 dimensions 34 MB."""
 _CHUNK = 64
+
+
+def draw_weights(plan: AuditPlan) -> UnitWeights:
+    """Bootstrap weights of an audit's units: the first `DRAWS` of those that its checks use."""
+    settings = plan.audit.measurement
+    limited = settings.model_copy(update={"bootstrap": min(settings.bootstrap, DRAWS)})
+    return draw_units(plan.model_copy(update={"audit": plan.audit.model_copy(update={"measurement": limited})}))
 
 
 class Meanings:
@@ -76,7 +85,7 @@ class Meanings:
     @cached_property
     def centre(self) -> np.ndarray:
         """(d,) float64 mean embedding of the layer's random crops."""
-        return np.asarray(self.pool.astype(np.float64).mean(axis=0))
+        return np.asarray(self.pool.astype(np.float64).sum(axis=0) / max(len(self.pool), 1))
 
     @cached_property
     def vectors(self) -> np.ndarray:
@@ -105,29 +114,23 @@ class Meanings:
         """(K,) what deviations of the Bayesian bootstrap fall short of, see `semlens_audit.units.spread_factor`."""
         return spread_factor(self.counts)
 
-    def drawn(self, origin: np.ndarray | float) -> Iterator[tuple[slice, np.ndarray]]:
-        """Directions under resampled reference samples.
+    def drawn(self) -> Iterator[np.ndarray]:
+        """Concept embeddings under resampled reference samples.
 
         Yields
         ------
-        draws : slice
-            Which of the B draws.
-        directions : numpy.ndarray
-            (b, K, d) float32, as `directions`.
+        numpy.ndarray
+            (K, d) float32, zeros for a component that is not `known`; one draw after the other.
         """
         weights, every = self.reference_weights, self.embeddings
-        components, _, width = every.shape
-        step = max(1, _TOGETHER // max(components * width, 1))
-        for start in range(0, self.weights.draws, step):
-            some = weights[:, start : start + step]
-            moved = np.empty((some.shape[1], components, width), dtype=np.float32)
-            for at in range(0, components, _CHUNK):
+        for start in range(0, self.weights.draws, _TOGETHER):
+            some = weights[:, start : start + _TOGETHER]
+            moved = np.empty((some.shape[1], self.components, every.shape[2]), dtype=np.float32)
+            for at in range(0, self.components, _CHUNK):
                 part = slice(at, at + _CHUNK)
                 moved[:, part] = np.matmul(some[part], every[part]).transpose(1, 0, 2)
-            moved -= np.asarray(origin, dtype=np.float32)
-            moved /= np.maximum(np.linalg.norm(moved, axis=-1, keepdims=True), scores.EPSILON)
-            moved *= self.known[:, None]
-            yield slice(start, start + step), moved
+            moved[:, ~self.known] = 0.0
+            yield from moved
 
 
 def recentred(value: np.ndarray, draws: np.ndarray, factor: np.ndarray) -> np.ndarray:

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from semlens_audit.atlas.meanings import DRAWS, Meanings, recentred
-from semlens_audit.atlas.neighbours import best_match, drawn_best_match, redundancy
+from semlens_audit.atlas.meanings import Meanings, draw_weights, recentred
+from semlens_audit.atlas.neighbours import best_match, drawn_redundancy, redundancy
 from semlens_audit.atlas.opening import Atlas, chosen_class, chosen_layers
 from semlens_audit.atlas.polysemanticity import polysemanticity, resampled_polysemanticity
-from semlens_audit.draws import draw_units, generator, interval
+from semlens_audit.draws import generator, interval
 from semlens_audit.flow import Flows
 from semlens_audit.frozen import Frozen
 from semlens_audit.measured import Interval, Measurement
@@ -25,8 +25,8 @@ from semlens_audit.units import UnitWeights
 from semlens_audit.wording import join, shorten
 
 __all__ = [
-    "QUANTITIES", "ComponentMeasures", "LayerMeasures", "MeasureRow", "MeasureTable", "Quantity", "draw_weights", "layer_measures",
-    "measure_components", "measure_table", "summarise",
+    "QUANTITIES", "ComponentMeasures", "LayerMeasures", "MeasureRow", "MeasureTable", "Quantity", "layer_measures", "measure_components",
+    "measure_table", "summarise",
 ]  # fmt: skip
 
 Quantity = Literal["clarity", "polysemanticity", "redundancy"]
@@ -104,13 +104,6 @@ class LayerMeasures:
     chance: dict[Quantity, float]
 
 
-def draw_weights(atlas: Atlas) -> UnitWeights:
-    """Bootstrap weights of the audit's units: the first `semlens_audit.atlas.meanings.DRAWS` of those its checks use."""
-    settings = atlas.plan.audit.measurement
-    limited = settings.model_copy(update={"bootstrap": min(settings.bootstrap, DRAWS)})
-    return draw_units(atlas.plan.model_copy(update={"audit": atlas.plan.audit.model_copy(update={"measurement": limited})}))
-
-
 def measure_components(meanings: Meanings) -> ComponentMeasures:
     """Clarity, polysemanticity and redundancy of each component, with draws of the bootstrap over reference samples.
 
@@ -134,15 +127,9 @@ def measure_components(meanings: Meanings) -> ComponentMeasures:
         drawn = resampled_polysemanticity(embeddings, present, weights, units)
         several_draws[:, rows] = recentred(several[rows], drawn.T, meanings.factor[rows])
     alike = redundancy(meanings.directions(0.0), meanings.known)
-    alike_draws = drawn_best_match(
-        *(meanings.directions(0.0),) * 2,
-        *(meanings.known,) * 2,
-        ((drawn, drawn) for _, drawn in meanings.drawn(0.0)),
-        shape[0],
-        itself=False,
-    )
+    alike_draws = drawn_redundancy((unit(one) for one in meanings.drawn()), meanings.known)
     values: dict[Quantity, np.ndarray] = {"clarity": clear, "polysemanticity": several, "redundancy": alike}
-    moved = recentred(alike, alike_draws.astype(np.float64), meanings.factor)
+    moved = recentred(alike, alike_draws, meanings.factor)
     return ComponentMeasures(values, {"clarity": clear_draws, "polysemanticity": several_draws, "redundancy": moved})
 
 
@@ -154,7 +141,7 @@ def layer_measures(atlas: Atlas, layer: str, weights: UnitWeights | None = None)
     weights
         Of the audit's units; drawn here if left out.
     """
-    meanings = Meanings(atlas, layer, draw_weights(atlas) if weights is None else weights)
+    meanings = Meanings(atlas, layer, draw_weights(atlas.plan) if weights is None else weights)
     return LayerMeasures(measure_components(meanings), _chance(atlas, meanings))
 
 
@@ -245,7 +232,7 @@ def measure_table(atlases: Sequence[Atlas], *, layer: str | None = None, class_n
 
 
 def _rows(atlas: Atlas, layer: str, class_name: str | None) -> list[MeasureRow]:
-    weights = draw_weights(atlas)
+    weights = draw_weights(atlas.plan)
     found, source, subject = layer_measures(atlas, layer, weights), atlas.layers[layer], atlas.plan.audit.subject
     weighting = "all audited classes" if class_name is None else chosen_class(atlas.plan, class_name)
     weighted = _shares(atlas, layer, class_name, weights.draws)

@@ -7,13 +7,14 @@ arXiv 2501.05398.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["NEIGHBOURS", "best_match", "drawn_best_match", "redundancy"]
+from semlens_audit.scores import EPSILON
 
-NEIGHBOURS = 32
-"""Components that are nearest at the point and among which each draw looks for its nearest."""
+__all__ = ["DrawnMatches", "best_match", "drawn_matches", "drawn_redundancy", "redundancy"]
+
 _ROWS = 512
 
 
@@ -62,7 +63,7 @@ def best_match(
     for start in range(0, len(one), _ROWS):
         rows = slice(start, start + _ROWS)
         # One row to each component and one to each other: never transposed by an accident of equal sizes.
-        table = one[rows].astype(np.float64) @ other.astype(np.float64).T
+        table = one[rows] @ other.T
         _leave_out(table, start, known_other, itself=itself)
         nearest = table.argmax(axis=1)
         best = table[np.arange(len(table)), nearest]
@@ -79,55 +80,84 @@ def _leave_out(table: np.ndarray, start: int, known_other: np.ndarray, *, itself
         table[rows, start + rows] = -np.inf
 
 
-def drawn_best_match(
-    one: np.ndarray,
-    other: np.ndarray,
-    known: np.ndarray,
-    known_other: np.ndarray,
-    drawn: Iterator[tuple[np.ndarray, np.ndarray]],
-    draws: int,
-    *,
-    itself: bool = True,
-) -> np.ndarray:
-    """`best_match` under resampled reference samples, among the `NEIGHBOURS` that are nearest at the point.
+def drawn_redundancy(drawn: Iterator[np.ndarray], known: np.ndarray) -> np.ndarray:
+    """`redundancy` in each draw of the bootstrap.
 
     Parameters
     ----------
-    one, other, known, known_other, itself
-        As for `best_match`.
     drawn
-        Gives the draws in their order, some at a time: (b, K, d) and (b, L, d) unit-length embeddings.
-    draws
-        B.
+        Gives (K, d) float32 unit-length embeddings, one draw after the other.
+    known
+        (K,) bool
 
     Returns
     -------
     numpy.ndarray
-        (B, K) float32 cosines; NaN where there is no match.
+        (B, K) float64; NaN where there is no match.
     """
-    out = np.full((draws, len(one)), np.nan, dtype=np.float32)
-    candidates, usable = _candidates(one, other, known_other, itself=itself)
-    at = 0
-    for first, second in drawn:
-        for left, right in zip(first, second, strict=True):
-            for start in range(0, len(one), _ROWS):
-                rows = slice(start, start + _ROWS)
-                cosines = np.matmul(right[candidates[rows]], left[rows][..., None])[..., 0]
-                best = np.where(usable[rows], cosines, -np.inf).max(axis=1, initial=-np.inf)
-                out[at, rows] = np.where(known[rows] & np.isfinite(best), np.clip(best, -1.0, 1.0), np.nan)
-            at += 1
-    return out
+    return np.stack([best_match(one, one, known, known, itself=False)[1] for one in drawn])
 
 
-def _candidates(one: np.ndarray, other: np.ndarray, known_other: np.ndarray, *, itself: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(K, c) int64 nearest components, and whether each counts."""
-    count = min(NEIGHBOURS, len(other))
-    places = np.zeros((len(one), count), dtype=np.int64)
-    usable = np.zeros((len(one), count), dtype=bool)
-    for start in range(0, len(one), _ROWS):
-        rows = slice(start, start + _ROWS)
-        table = one[rows].astype(np.float64) @ other.astype(np.float64).T
-        _leave_out(table, start, known_other, itself=itself)
-        places[rows] = np.argpartition(-table, count - 1, axis=1)[:, :count] if count else places[rows]
-        usable[rows] = np.isfinite(np.take_along_axis(table, places[rows], axis=1))
-    return places, usable
+@dataclass(frozen=True)
+class DrawnMatches:
+    """Similarities of two layers in each draw of the bootstrap, as directions from the origin and from the centres.
+
+    Parameters
+    ----------
+    forth, back
+        (B, K) and (B, L) float32: each component's largest cosine with one of the other layer, directions as they are.
+    forth_centred, back_centred
+        The same for directions from the centres.
+    pairs
+        (B, P) float32: cosines of given pairs from the centres.
+    """
+
+    forth: np.ndarray
+    back: np.ndarray
+    forth_centred: np.ndarray
+    back_centred: np.ndarray
+    pairs: np.ndarray
+
+
+def drawn_matches(
+    drawn: Iterator[tuple[np.ndarray, np.ndarray]], centres: tuple[np.ndarray, np.ndarray], pairs: tuple[np.ndarray, np.ndarray]
+) -> DrawnMatches:
+    """Best matches between two layers in each draw.
+
+    Parameters
+    ----------
+    drawn
+        Gives (K, d) and (L, d) float32 concept embeddings of the components that have one, one draw after the other; K, L >= 1.
+    centres
+        (d,) that each layer's embeddings are seen from.
+    pairs
+        (P,) components of the one layer and their partners in the other.
+    """
+    found: list[tuple[np.ndarray, ...]] = []
+    for left, right in drawn:
+        best, cosines = [], np.empty(0, dtype=np.float32)
+        lengths = [_lengths(left, 0.0), _lengths(right, 0.0), _lengths(left, centres[0]), _lengths(right, centres[1])]
+        across, along = left @ centres[1].astype(np.float32), right @ centres[0].astype(np.float32)
+        apart = np.float32(centres[0] @ centres[1])
+        columns = [np.full(len(right), -np.inf, dtype=np.float32) for _ in range(2)]
+        for start in range(0, len(left), _ROWS):
+            rows = slice(start, start + _ROWS)
+            # One product of matrices serves both origins: (l - a).(r - b) = l.r - l.b - a.r + a.b
+            dots = left[rows] @ right.T
+            centred = dots - across[rows, None] - along + apart
+            for table, (one, other), column in zip((dots, centred), (lengths[:2], lengths[2:]), columns, strict=True):
+                table /= one[rows, None]
+                table /= other
+                best.append(table.max(axis=1))
+                np.maximum(column, table.max(axis=0), out=column)
+            inside = (pairs[0] >= start) & (pairs[0] < start + _ROWS)
+            cosines = np.append(cosines, centred[pairs[0][inside] - start, pairs[1][inside]])
+        order = np.argsort(pairs[0] // _ROWS, kind="stable")
+        ordered = np.empty_like(cosines)
+        ordered[order] = cosines
+        found.append((np.concatenate(best[0::2]), columns[0], np.concatenate(best[1::2]), columns[1], ordered))
+    return DrawnMatches(*(np.clip(np.stack(part), -1.0, 1.0) for part in zip(*found, strict=True)))
+
+
+def _lengths(vectors: np.ndarray, origin: np.ndarray | float) -> np.ndarray:
+    return np.maximum(np.linalg.norm(vectors - np.asarray(origin, dtype=np.float32), axis=1), EPSILON)
