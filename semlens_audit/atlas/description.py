@@ -18,18 +18,15 @@ import numpy as np
 
 from semlens_audit import scores
 from semlens_audit.atlas.labels import Label, best_label, label_components
+from semlens_audit.atlas.likeness import alike, clear_components, likeness
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.random_sets import set_sizes
 from semlens_audit.atlas.rows import Reference
 from semlens_audit.component_search import cache_folder, when_finished
 from semlens_audit.digest import digest, digest_array
-from semlens_audit.draws import generator
 from semlens_audit.errors import UsageError
 from semlens_audit.kept_array import kept_array
 from semlens_audit.progress import Progress
 from semlens_audit.records import AuditRecord, Measurement
-from semlens_audit.resampling import resampled_clarity
-from semlens_audit.units import effective_units
 
 __all__ = ["CARRIED", "LIKENESS", "Described", "Description", "Group", "LayerDescription", "describe", "description_values"]
 
@@ -46,9 +43,6 @@ MOST = 4096
 """Most components of a layer that are grouped."""
 
 _MILESTONES = (0.5, 0.8, 0.95)
-_CHANCE = 0.95
-"""Share of random reference sets that a component's clarity has to exceed for its crops to have something in common."""
-_CHUNK = 64
 _SHOWN = 5
 
 
@@ -135,6 +129,9 @@ class LayerDescription:
         (share of relevance, fewest components that carry it together), e.g. ``(0.8, 12)``.
     grouped, grouped_share
         Components that `groups` hold, the most relevant ones, and what they carry together.
+    roles
+        Role for the class -> share of relevance of all components of the layer, grouped or not, that are assigned to concepts of it;
+        ``unexplained``: of those that are assigned to none. Empty without a run.
     unexplained
         As the last run measured it; ``None`` without one.
     groups
@@ -150,6 +147,7 @@ class LayerDescription:
     carriers: tuple[tuple[float, int], ...]
     grouped: int
     grouped_share: float
+    roles: dict[str, float]
     unexplained: Measurement | None
     groups: tuple[Group, ...]
     described: tuple[Described, ...]
@@ -271,7 +269,7 @@ def _layer(
     carriers = tuple((part, int(np.searchsorted(running, part * whole) + 1)) for part in _MILESTONES) if whole > 0 else ()
     enough = min(int(np.searchsorted(running, CARRIED * whole) + 1), MOST, len(order)) if whole > 0 else 0
     grouped = order[:enough][share[order[:enough]] > 0]
-    clarity, clear = _clarity(atlas, layer, grouped)
+    clarity, clear = clear_components(atlas, layer, grouped)
     signs = _signs(atlas, layer, position)
     concepts = _concepts(record, layer, class_name)
     labels: Mapping[int, Label | None] = {}
@@ -300,6 +298,7 @@ def _layer(
         carriers=carriers,
         grouped=len(grouped),
         grouped_share=float(share[grouped].sum()),
+        roles=_roles(atlas, class_name, concepts, share),
         unexplained=_unexplained(record, layer, class_name),
         groups=_groups(atlas, layer, class_name, described, signs, likeness),
         described=described,
@@ -333,6 +332,14 @@ def _unexplained(record: AuditRecord | None, layer: str, class_name: str) -> Mea
     return next((place.unexplained for place in places if (place.layer, place.class_name) == (layer, class_name)), None)
 
 
+def _roles(atlas: Atlas, class_name: str, concepts: Mapping[int, str | None], share: np.ndarray) -> dict[str, float]:
+    found = dict.fromkeys(("valid", "neutral", "spurious", "unexplained"), 0.0) if concepts else {}
+    for component, concept in concepts.items():
+        role = "unexplained" if concept is None else atlas.plan.spec.concept(concept).role_for(class_name)
+        found[role] += float(share[component])
+    return found
+
+
 def _signs(atlas: Atlas, layer: str, position: int) -> np.ndarray:
     """(2, K) mean absolute and mean signed relevance for a class; read once, and kept beside the store where possible."""
     evidence, source = atlas.evidence, atlas.layers[layer]
@@ -349,46 +356,13 @@ def _signs(atlas: Atlas, layer: str, position: int) -> np.ndarray:
     return kept_array(cache_folder(atlas.store.path) / f"{stage}.{name}.signs", (2, source.components), count)
 
 
-def _clarity(atlas: Atlas, layer: str, components: np.ndarray) -> tuple[list[float | None], np.ndarray]:
-    """Clarity of some components, and whether it exceeds that of most random reference sets."""
-    source = atlas.layers[layer]
-    ids = source.reference_ids[components]
-    present = ids >= 0
-    units = np.where(present, atlas.evidence.units[ids], -1 - np.arange(ids.shape[1]))
-    counts = effective_units(units, present) if len(ids) else np.zeros(0)
-    enough, values = (counts >= 2) & ~source.dead[components], np.full(len(components), np.nan)
-    every = source.embeddings
-    for start in range(0, len(components), _CHUNK):
-        rows = start + np.flatnonzero(enough[start : start + _CHUNK])
-        if len(rows):
-            even = present[rows] / present[rows].sum(axis=1, keepdims=True)
-            values[rows] = np.clip(resampled_clarity(every[components[rows]], even[:, None], units[rows])[:, 0], -1.0, 1.0)
-    limit = np.full(len(components), np.inf)
-    if enough.any():
-        sizes = set_sizes(counts, round(float(np.median(counts[enough]))))
-        for size in np.unique(sizes[enough]):
-            limit[enough & (sizes == size)] = _chance_clarity(atlas, layer, int(size))
-    return [None if np.isnan(value) else float(value) for value in values], values > limit
-
-
-def _chance_clarity(atlas: Atlas, layer: str, size: int) -> float:
-    """Clarity that 95 in 100 random reference sets of a size do not exceed; infinite without random crops."""
-    pool, rng = atlas.layers[layer].null_embeddings, generator(atlas.plan, "description", layer, str(size))
-    if not len(pool):
-        return float("inf")
-    found = []
-    for _ in range(atlas.plan.audit.measurement.null_sets):
-        drawn = pool[rng.integers(len(pool), size=size)].astype(np.float64)
-        found.append(scores.clarity(drawn[None], np.ones((1, size), dtype=bool))[0])
-    return float(np.quantile(found, _CHANCE))
-
-
 def _groups(
-    atlas: Atlas, layer: str, class_name: str, described: Sequence[Described], signs: np.ndarray, likeness: float
+    atlas: Atlas, layer: str, class_name: str, described: Sequence[Described], signs: np.ndarray, least: float
 ) -> tuple[Group, ...]:
     by_concept: dict[str, list[Described]] = {}
     by_label: dict[str, list[Described]] = {}
-    nameless, unclear = [], []
+    nameless: list[Described] = []
+    unclear: list[Described] = []
     for one in described:
         if one.concept is not None:
             by_concept.setdefault(one.concept, []).append(one)
@@ -402,39 +376,16 @@ def _groups(
         numbers = np.array([one.component for one in members])
         role = None if concept is None else atlas.plan.spec.concept(concept).role_for(class_name)
         size, total = (float(signs[row, numbers].sum()) for row in (0, 1))
-        near = None if kind == "unclear" else _likeness(vectors[numbers], np.array([one.share for one in members]))
+        near = None if kind == "unclear" else likeness(vectors[numbers], np.array([one.share for one in members]))
         share = float(sum(one.share for one in members))
         return Group(kind, name, concept, role, share, total / size if size > 0 else 0.0, near, tuple(numbers.tolist()))
 
     found = [group("concept", atlas.plan.spec.concept(key).label, members, key) for key, members in by_concept.items()]
     found += [group("label", word, members, None) for word, members in by_label.items()]
-    for members in _alike(nameless, vectors, likeness):
+    # In the order of their numbers, so that the groups do not depend on the class.
+    nameless.sort(key=lambda one: one.component)
+    for places in alike(vectors[[one.component for one in nameless]], least):
+        members = sorted((nameless[place] for place in places), key=lambda one: (-one.share, one.component))
         found.append(group("alike", f"like component {members[0].component}", members, None))
     found.sort(key=lambda one: (-one.share, one.components[0]))
     return (*found, *([group("unclear", "nothing in common", unclear, None)] if unclear else []))
-
-
-def _alike(nameless: Sequence[Described], vectors: np.ndarray, likeness: float) -> list[list[Described]]:
-    """Divide components into groups that look alike, each most relevant first."""
-    if len(nameless) < 2:
-        return [[one] for one in nameless]
-    from scipy.cluster.hierarchy import fcluster, linkage  # a tenth of a second, which a listing has no need of
-    from scipy.spatial.distance import pdist
-
-    # In the order of their numbers, so that the groups do not depend on the class.
-    ordered = sorted(nameless, key=lambda one: one.component)
-    distances = np.clip(pdist(vectors[[one.component for one in ordered]], "cosine"), 0.0, 2.0)
-    places = fcluster(linkage(distances, "average"), 1.0 - likeness, criterion="distance")
-    groups: dict[int, list[Described]] = {}
-    for place, one in zip(places.tolist(), ordered, strict=True):
-        groups.setdefault(place, []).append(one)
-    return [sorted(members, key=lambda one: (-one.share, one.component)) for members in groups.values()]
-
-
-def _likeness(vectors: np.ndarray, share: np.ndarray) -> float | None:
-    """Mean cosine over pairs of unit vectors, pairs weighted by the product of their shares; ``None`` for a single one."""
-    if len(vectors) < 2:
-        return None
-    weights = np.outer(share, share)
-    np.fill_diagonal(weights, 0.0)
-    return float((weights * (vectors @ vectors.T)).sum() / weights.sum())
