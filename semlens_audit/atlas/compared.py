@@ -7,7 +7,9 @@ from typing import Literal
 from semlens_audit.frozen import Frozen
 from semlens_audit.measured import Interval, Measurement
 
-__all__ = ["ComparedLayer", "Comparison", "LayerComparison", "Pair", "SetSimilarity", "Side", "Single", "State", "StateShare"]
+__all__ = [
+    "ComparedLayer", "Comparison", "ConceptShare", "LayerComparison", "Pair", "SetSimilarity", "Side", "Single", "State", "StateShare"
+]  # fmt: skip
 
 Side = Literal["first", "second"]
 State = Literal["matched", "shifted", "shared", "lost", "learned", "open"]
@@ -104,6 +106,20 @@ class StateShare(Frozen):
     share: Measurement | None
 
 
+class ConceptShare(Frozen):
+    """Share of a class's relevance in either layer that flows through components counted for a concept."""
+
+    concept: str | None
+    """Id; None: what is unexplained by the concepts of both specs."""
+    first: Measurement
+    second: Measurement
+    change: Measurement
+    """`second` minus `first`."""
+    adjusted_p: float
+    """P-value of no change, adjusted over the concepts (Benjamini and Hochberg 1995)."""
+    changed: bool
+
+
 class LayerComparison(Frozen):
     """Two layers held against each other."""
 
@@ -120,6 +136,8 @@ class LayerComparison(Frozen):
     singles: tuple[Single, ...]
     """The first layer's, then the second's; by component."""
     shares: tuple[StateShare, ...]
+    concept_shares: tuple[ConceptShare, ...] = ()
+    """In the order of the first spec, what is unexplained last; empty without a class."""
 
 
 class Comparison(Frozen):

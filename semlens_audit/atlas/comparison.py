@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from semlens_audit.atlas.compared import ComparedLayer, Comparison, LayerComparison, Side
-from semlens_audit.atlas.held import Held, describe_pairs, draw_matches, hold, judge, set_similarities, state_shares
+from semlens_audit.atlas.held import Held, draw_matches, hold
+from semlens_audit.atlas.judged import Told, describe_concepts, describe_pairs, judge, set_similarities, state_shares
 from semlens_audit.atlas.matching import one_to_one
 from semlens_audit.atlas.opening import Atlas, chosen_layers
-from semlens_audit.atlas.shifts import common_concepts, counted, meant, shifts
+from semlens_audit.atlas.shifts import common_concepts, counted, firm, flowed, has_kin, meant, shifts
 from semlens_audit.digest import digest
 from semlens_audit.errors import UsageError
 from semlens_audit.foundation import foundation_digest
@@ -104,9 +105,9 @@ def compare_layers(one: Atlas, layer: str, other: Atlas, other_layer: str, class
     Components are compared by the cosine of their concept embeddings, each seen from the centre of its layer's random crops, because
     embeddings of images crowd in a narrow cone. What counts as similar is decided against chance: random reference sets, drawn from
     the layer's random crops, reach some similarity with the best of the other layer's components, too
-    (`semlens_audit.atlas.matching`). Among components that are similar enough, those that the audits' checks count for the same concept
-    are paired first (`semlens_audit.atlas.shifts`). Intervals are of a bootstrap over reference samples, and over test samples where relevance is
-    concerned; on the same data both sides are resampled together.
+    (`semlens_audit.atlas.matching`). Among components that are similar enough, those that the audits' checks count for the same
+    concept are paired first (`semlens_audit.atlas.shifts`). Intervals are of a bootstrap over reference samples, and over test
+    samples where relevance is concerned; on the same data both sides are resampled together.
 
     Parameters
     ----------
@@ -128,13 +129,18 @@ def compare_layers(one: Atlas, layer: str, other: Atlas, other_layer: str, class
     kinds = (meant(held[0]), meant(held[1]))
     pairs = one_to_one(left.directions, right.directions, left.chance, right.chance, kinds, tie)
     drawn = draw_matches(sides, pairs)
-    rate, names = one.plan.audit.measurement.false_discovery_rate, [*concepts, None]
+    rate, level = one.plan.audit.measurement.false_discovery_rate, one.plan.audit.measurement.confidence
     moved = shifts(held[0], held[1], pairs, concepts, rate)
     described = describe_pairs(one.plan, sides, pairs, drawn.pairs, moved, paired=paired)
-    singles = [
-        judge(one.plan, name, side, drawn.centred[at], pairs[at], [names[kind] for kind in kinds[at]])
-        for at, (name, side) in enumerate(zip(_SIDES, sides, strict=True))
-    ]
+    singles = []
+    for at, side in enumerate(sides):
+        kin = has_kin(side.directions, sides[1 - at].directions, side.chance.level, (kinds[at], kinds[1 - at]), len(concepts))
+        told = Told([[*concepts, None][kind] for kind in kinds[at]], kin, firm(held[at], level))
+        singles.append(judge(one.plan, _SIDES[at], side, drawn.centred[at], pairs[at], told))
+    by_concept = []
+    if left.flow is not None and right.flow is not None:
+        flow = flowed((held[0], held[1]), (left.flow, right.flow))
+        by_concept = describe_concepts(one.plan, sides, flow, concepts, paired=paired)
     return LayerComparison(
         first=_described(one, layer, left),
         second=_described(other, other_layer, right),
@@ -147,6 +153,7 @@ def compare_layers(one: Atlas, layer: str, other: Atlas, other_layer: str, class
         pairs=tuple(described),
         singles=(*singles[0], *singles[1]),
         shares=tuple(row for at in (0, 1) for row in state_shares(one.plan, _SIDES[at], sides[at], singles[at], described)),
+        concept_shares=tuple(by_concept),
     )
 
 

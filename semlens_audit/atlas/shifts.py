@@ -13,12 +13,15 @@ import numpy as np
 
 from semlens_audit.assignment import assign_layer
 from semlens_audit.atlas.opening import Atlas
+from semlens_audit.flow import ClassFlow
 from semlens_audit.plan import AuditPlan
 from semlens_audit.recognition import probe_aurocs, unrecognised
 from semlens_audit.statistics import benjamini_hochberg
 from semlens_audit.units import UnitWeights
 
-__all__ = ["Counted", "Shift", "common_concepts", "counted", "meant", "shifts"]
+__all__ = ["Counted", "Flowed", "Shift", "common_concepts", "counted", "firm", "flowed", "has_kin", "meant", "shifts"]
+
+_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,64 @@ def counted(atlas: Atlas, layer: str, weights: UnitWeights, concepts: Sequence[s
 def meant(side: Counted) -> np.ndarray:
     """(K,) place of the concept that most of each component is counted for; J: most of it is unexplained."""
     return np.asarray(_with_rest(side.weights).argmax(axis=1))
+
+
+def firm(side: Counted, level: float) -> np.ndarray:
+    """(K,) bool: components that are counted for the same concept most in at least this share of the draws."""
+    point = meant(side)
+    return np.asarray((_with_rest(side.draws).argmax(axis=2) == point).mean(axis=0) >= level)
+
+
+def has_kin(
+    one: np.ndarray, other: np.ndarray, level: np.ndarray, kinds: tuple[np.ndarray, np.ndarray], unexplained: int
+) -> np.ndarray:
+    """(K,) bool: components to which one of the other layer is similar beyond chance that is counted for the same concept.
+
+    Parameters
+    ----------
+    one, other
+        (K, d), (L, d) unit-length directions.
+    level
+        (K,) cosine that has to be exceeded.
+    kinds
+        (K,), (L,) place of the concept that each is counted for.
+    unexplained
+        The place that stands for none; any component is kin to those.
+    """
+    out = np.zeros(len(one), dtype=bool)
+    for start in range(0, len(one), _ROWS):
+        rows = slice(start, start + _ROWS)
+        alike = (kinds[0][rows, None] == kinds[1]) | (kinds[0][rows, None] == unexplained)
+        out[rows] = (alike & (one[rows] @ other.T > level[rows, None])).any(axis=1)
+    return out
+
+
+@dataclass(frozen=True)
+class Flowed:
+    """How much of a class's relevance flows through components that are counted for a concept, in either layer.
+
+    Parameters
+    ----------
+    first, second
+        (J + 1,) shares, the last what is unexplained.
+    first_draws, second_draws
+        (B, J + 1) under resampled test and reference samples.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    first_draws: np.ndarray
+    second_draws: np.ndarray
+
+
+def flowed(sides: tuple[Counted, Counted], flows: tuple[ClassFlow, ClassFlow]) -> Flowed:
+    """Shares of relevance by concept, ``sum_k w_kj share_k``, as in the audit's checks."""
+    point = [flow.mean @ _with_rest(side.weights) for side, flow in zip(sides, flows, strict=True)]
+    drawn = [
+        np.einsum("bk,bkj->bj", flow.drawn[: len(side.draws)].astype(np.float64), _with_rest(side.draws))
+        for side, flow in zip(sides, flows, strict=True)
+    ]
+    return Flowed(point[0], point[1], drawn[0], drawn[1])
 
 
 def shifts(
