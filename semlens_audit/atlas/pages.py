@@ -112,7 +112,7 @@ def sources(atlas: Atlas) -> tuple[Fact, ...]:
     weights = f"weights {shorten(str(model['weights_sha256']))}" if "weights_sha256" in model else ""
     return (
         Fact("Audit", f"{audit.audit}: {audit.title}"),
-        Fact("Model", ", ".join(part for part in (f"{audit.subject.name} {audit.subject.version}", weights) if part)),
+        Fact("Model", ", ".join(part for part in (f"{audit.subject.name} {audit.subject.version or ''}".strip(), weights) if part)),
         Fact("Layers", ", ".join(f"{name} ({count(layer.components, 'component')})" for name, layer in atlas.layers.items())),
         Fact("Data", f"{count(len(evidence.paths), 'sample')}, digest {shorten(atlas.data.sha256)}"),
         Fact("Foundation model", f"{meaning['name']}, digest {shorten(str(meaning['sha256']))}"),

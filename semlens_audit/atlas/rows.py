@@ -96,10 +96,7 @@ def own_row(atlas: Atlas, layer: str, component: int) -> ComponentRow:
         for rank in np.flatnonzero(ids >= 0)[:_SHOWN]
     )
     shares = {name: float(share[i, component]) for i, name in enumerate(atlas.plan.spec.classes)}
-    subject = atlas.plan.audit.subject
-    return ComponentRow(
-        layer, component, bool(source.dead[component]), shares, references, model=f"{subject.name} {subject.version}"
-    )
+    return ComponentRow(layer, component, bool(source.dead[component]), shares, references, model=_subject(atlas))
 
 
 def foreign_row(atlas: Atlas, source: ForeignLayer, component: int) -> ComponentRow:
@@ -116,6 +113,10 @@ def foreign_row(atlas: Atlas, source: ForeignLayer, component: int) -> Component
     )
     model, weights = source.model, str(atlas.evidence.subject.get("weights_sha256", ""))[:12]
     if weights and weights in model:
-        subject = atlas.plan.audit.subject
-        model = f"{subject.name} {subject.version}, with other settings or data"
+        model = f"{_subject(atlas)}, with other settings or data"
     return ComponentRow(source.layer, component, False, {}, references, index=source.key[:12], model=model)
+
+
+def _subject(atlas: Atlas) -> str:
+    subject = atlas.plan.audit.subject
+    return f"{subject.name} {subject.version or ''}".strip()
