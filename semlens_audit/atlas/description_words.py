@@ -16,9 +16,9 @@ def percent(share: float) -> str:
 
 
 def direction(signed: float, class_name: str) -> str:
-    """Whether components speak for a class: ``for melanoma``, ``mostly against melanoma``, ``either way``."""
+    """Whether components speak for a class: ``for melanoma``, ``mostly against melanoma``, ``both for and against melanoma``."""
     if abs(signed) < 0.2:
-        return "either way"
+        return f"both for and against {class_name}"
     return f"{'' if abs(signed) >= 0.8 else 'mostly '}{'for' if signed > 0 else 'against'} {class_name}"
 
 
