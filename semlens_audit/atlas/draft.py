@@ -166,7 +166,7 @@ def _comment(one: DraftedConcept, found: Description) -> str:
     if one.examples:
         said.append(
             f"Defined by {count(len(one.examples), 'crop')} of their own, so that they align with it whatever it is: say what the crops"
-            " show, and take out those that do not show it."
+            " show, and take out those that do not show it. Other components may align with it too."
         )
     elif not one.descriptions:
         said.append("Describe in words what the crops of `semlens-audit describe` show.")
