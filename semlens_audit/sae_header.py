@@ -64,6 +64,8 @@ class Training(BaseModel):
         Where it was trained.
     tool
         Version of semlens_audit.
+    key
+        Digest of all that the training depended on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -86,6 +88,7 @@ class Training(BaseModel):
     dead: int
     device: str
     tool: str
+    key: str
 
     def metadata(self) -> dict[str, str]:
         """As it stands in the file: one entry, so that its bytes do not depend on an order."""

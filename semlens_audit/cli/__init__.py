@@ -19,11 +19,14 @@ from semlens_audit.cli import locking  # isort: skip
 from semlens_audit.cli import signing  # isort: skip
 from semlens_audit.cli import trust  # isort: skip
 from semlens_audit.cli import explore  # isort: skip
+from semlens_audit.cli import autoencoders  # isort: skip
 from semlens_audit.cli import store  # isort: skip
 from semlens_audit.cli.shell import app
 from semlens_audit.errors import ExitCode
 
-__all__ = ["app", "audit", "change", "explore", "export", "gate", "layers", "locking", "main", "signing", "store", "trust", "write"]
+__all__ = [
+    "app", "audit", "autoencoders", "change", "explore", "export", "gate", "layers", "locking", "main", "signing", "store", "trust", "write",
+]  # fmt: skip
 
 
 def main() -> None:
