@@ -25,7 +25,8 @@ from semlens_audit.cli.shell import app
 from semlens_audit.errors import ExitCode
 
 __all__ = [
-    "app", "audit", "autoencoders", "change", "explore", "export", "gate", "layers", "locking", "main", "signing", "store", "trust", "write",
+    "app", "audit", "autoencoders", "change", "explore", "export", "gate", "layers", "locking", "main", "signing", "store", "trust",
+    "write",
 ]  # fmt: skip
 
 

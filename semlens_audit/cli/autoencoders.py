@@ -134,7 +134,7 @@ def _print(found: Dictionary) -> None:
             ("input", f"{training.preprocessing.size} x {training.preprocessing.size} px"),
         ]
     for name, value in rows:
-        table.add_row(Text(name, style="dim"), Text(value))
+        table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
     Console(highlight=False).print(table)
 
 
