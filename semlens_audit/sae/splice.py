@@ -123,16 +123,25 @@ class _Hook:
             seen = latents(own)
             if seen is own:
                 return None
-            change = self.vectors.layout.canonical(seen) - self.vectors.layout.canonical(own)
-            return replace_first(output, given + self._decoded(change).to(given.dtype))
+            return replace_first(output, self._changed(given, own, seen))
+
+    def _changed(self, given: torch.Tensor, own: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """The layer's output with the latents `seen` for its `own`; of n times as many rows where these were put in their place."""
+        layout = self.vectors.layout
+        value, before, after = (layout.canonical(one) for one in (given, own, seen))
+        if len(after) != len(before):
+            if len(after) % len(before):
+                raise ValueError(f"{len(after)} rows of latents for {len(before)} inputs")
+            # Row s B + b is what becomes of input b: what is not reconstructed of it goes with it.
+            times = (len(after) // len(before), *[1] * (value.ndim - 1))
+            value, before = value.repeat(times), before.repeat(times)
+        return layout.restored(value + self._decoded(after - before).to(value.dtype))
 
     def _decoded(self, change: torch.Tensor) -> torch.Tensor:
-        """What (B, F, H, W), (B, T, F) or (B, F) changes of latents add to the layer's output, in its own order."""
+        """What (B, F, H, W), (B, T, F) or (B, F) changes of latents add to the layer's output in canonical order."""
         if change.ndim == 4:
-            added = torch.einsum("bfhw,fd->bdhw", change, self.spliced.W_dec)
-        else:
-            added = change @ self.spliced.W_dec
-        return self.vectors.layout.restored(added * self.spliced.scale)
+            return torch.einsum("bfhw,fd->bdhw", change, self.spliced.W_dec) * self.spliced.scale
+        return change @ self.spliced.W_dec * self.spliced.scale
 
 
 def vectors_of(model: torch.nn.Module, layer: str, size: int, places: Places = "all") -> Vectors:

@@ -15,7 +15,7 @@ from semlens_audit.attribution_choice import choose
 from semlens_audit.components import capture
 from semlens_audit.errors import SubjectError
 from semlens_audit.inference import folded, shared_copy
-from semlens_audit.intervention import ablate
+from semlens_audit.intervention import Ablation, ablate
 from semlens_audit.layouts import Layout, observed
 from semlens_audit.lrp import relevance_model
 from semlens_audit.sae.model import SparseAutoencoder, load_autoencoder, topk_latents
@@ -280,6 +280,27 @@ def test_a_latent_that_is_switched_off_is_taken_out_and_nothing_else() -> None:
     np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found[1], model(batch).numpy())
     assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("round_it", [False, True])
+def test_many_sets_share_a_pass_where_nothing_goes_round_the_layer(round_it: bool) -> None:
+    torch.manual_seed(3)
+    plain = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv2d(6, 4, 3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    model: torch.nn.Module = Convolutional() if round_it else plain
+    model, layer = model.eval().requires_grad_(False), "second" if round_it else "1"
+    splice(model, layer, dictionary(6), SIDE)
+    name, batch, sets = f"{layer}.sae.latents", images(5), [[0, 3], [], [7]]
+    with torch.inference_mode(), capture(model, [name]) as seen:
+        model(batch)
+    values = seen[name].flip(0)
+    ablation = Ablation(Subject(model), name, sets)  # type: ignore[arg-type]
+    together = ablation(lambda: batch, seen[name], values)
+    assert ablation.expanded is not round_it
+    ablation.expanded = False
+    np.testing.assert_allclose(together, ablation(lambda: batch, seen[name], values), rtol=1e-4, atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-4
 
 
 def test_heatmaps_are_the_latents_own_places_and_copies_of_the_network_have_their_own_splice() -> None:
