@@ -29,6 +29,9 @@ class ForeignLayer:
         Reference samples that its concept embeddings are means of; the store may hold more.
     data
         Digest of the data that the reference samples are from; ``None`` where the store does not tell.
+    model
+        Whose layer it is: architecture and first digits of the weights' digest, ``timm resnet18, weights 384d06d60b75``; or that
+        the store does not tell.
     """
 
     key: str
@@ -38,6 +41,7 @@ class ForeignLayer:
     references: str
     declared: int
     data: str | None
+    model: str
 
 
 def foreign_layers(store: Store, pool: str, own: set[str]) -> list[ForeignLayer]:
@@ -52,9 +56,12 @@ def foreign_layers(store: Store, pool: str, own: set[str]) -> list[ForeignLayer]
     own
         Keys of the audit's own stages, which are left out.
     """
-    stages: dict[str, tuple[str, dict[str, Any]]] = {
-        key: (name, json.loads(inputs)) for key, name, inputs in store.rows("SELECT key, name, inputs FROM stage WHERE complete")
-    }
+    stages: dict[str, tuple[str, dict[str, Any]]] = {}
+    models: dict[str, str] = {}
+    for key, name, text, facts in store.rows("SELECT key, name, inputs, facts FROM stage WHERE complete"):
+        stages[key] = name, json.loads(text)
+        if name == "outputs":
+            models[str(stages[key][1].get("subject"))] = _model(json.loads(facts))
 
     def inputs(key: object) -> dict[str, Any]:
         return stages[str(key)][1] if str(key) in stages else {}
@@ -68,5 +75,15 @@ def foreign_layers(store: Store, pool: str, own: set[str]) -> list[ForeignLayer]
         chosen = inputs(parts.get("crops")).get("references")
         made = inputs(chosen)
         data = made.get("data") or inputs(made.get("relevance")).get("data")
-        found.append(ForeignLayer(key, layer, parts["pool"], parts["crops"], str(chosen), int(parts["references"]), data))
+        subject = str(made.get("subject") or inputs(made.get("relevance")).get("subject"))
+        model_name = models.get(subject, "a model that the store does not name")
+        # An index from before there were more reference samples than declared ones says only how many there are.
+        declared = int(parts["references"] if "references" in parts else made["m"])
+        found.append(ForeignLayer(key, layer, parts["pool"], parts["crops"], str(chosen), declared, data, model_name))
     return sorted(found, key=lambda one: (one.layer, one.key))
+
+
+def _model(facts: dict[str, Any]) -> str:
+    """What the facts of a model's outputs say of the model."""
+    weights = str(facts.get("weights_sha256", ""))[:12]
+    return ", ".join(part for part in (str(facts.get("architecture", "")), f"weights {weights}" if weights else "") if part)

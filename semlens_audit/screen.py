@@ -17,9 +17,9 @@ from semlens_audit.terminal import Text
 from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measured
 
 if TYPE_CHECKING:
-    from semlens_audit.explore import ComponentRow
+    from semlens_audit.explore import ComponentRow, Found
 
-__all__ = ["component_values", "print_components", "print_findings", "summary"]
+__all__ = ["component_values", "found_values", "print_components", "print_findings", "print_found", "summary"]
 
 _STYLES: dict[State, str] = {
     "satisfied": "green",
@@ -191,42 +191,97 @@ def print_components(
     class_name
         Class of the spec whose share of relevance is shown.
     assigned
-        (layer, component) -> concept, ``None`` for a component without one; left out where no run has assigned any.
+        (layer, component) -> concept, ``None`` for a component without one; left out where no run has assigned any, and where
+        components of other indexes are among the rows.
     console
         Where to print; default: stdout.
     """
     console = console or Console(highlight=False)
     table = _table()
+    searched, tested = any(row.similarity is not None for row in rows), any(row.z is not None for row in rows)
+    foreign = any(row.index is not None for row in rows)
+    assigned = None if foreign else assigned
+    if tested:
+        table.add_column("", no_wrap=True)
     table.add_column("layer", no_wrap=True)
     table.add_column("component", justify="right", no_wrap=True)
-    searched = any(row.similarity is not None for row in rows)
-    if searched:
-        table.add_column("similarity", justify="right", no_wrap=True)
-    table.add_column("relevance", justify="right", no_wrap=True)
+    worded = any(row.words is not None for row in rows)
+    for name, shown in (("similarity", searched), ("z", tested), ("adj. p", tested), ("words", worded), ("relevance", True)):
+        if shown:
+            table.add_column(name, justify="right", no_wrap=True)
     if assigned is not None:
         table.add_column("concept", no_wrap=True)
-    foreign = any(row.index is not None for row in rows)
     if foreign:
-        table.add_column("index", no_wrap=True)
+        table.add_column("model", overflow="fold", min_width=20)
     # As many names as fit, so that the columns of numbers and concepts are never the ones that give way.
     names = [max((len(Path(r.sample).name) for r in row.references), default=1) + 1 for row in rows]
-    taken = max((len(row.layer) for row in rows), default=0) + 9 + 9 + 12 * searched + 16 * (assigned is not None) + 10
-    taken += 14 * foreign
-    shown = max(1, (console.width - taken) // max(names, default=1))
-    table.add_column("first reference samples" if shown > 1 else "first sample", no_wrap=True, overflow="ellipsis")
+    taken = max((len(row.layer) for row in rows), default=0) + 28 + 12 * searched + 18 * tested + 7 * worded
+    taken += 16 * (assigned is not None) + 24 * foreign
+    most = max(1, (console.width - taken) // max(names, default=1))
+    room = console.width - taken >= 8 or not searched
+    if room:
+        table.add_column("first reference samples" if most > 1 else "first sample", no_wrap=True, overflow="ellipsis")
     for row in rows:
-        samples = "never active" if row.dead else " ".join(Path(r.sample).name for r in row.references[:shown])
+        samples = "never active" if row.dead else " ".join(Path(r.sample).name for r in row.references[:most])
         cells = [row.layer, str(row.component)]
         if searched:
             cells.append("–" if row.similarity is None else f"{row.similarity:.3f}")
+        if tested:
+            cells = ["✓" if row.significant else " ", *cells, "–" if row.z is None else f"{row.z:.1f}", _probability(row.adjusted_p)]
+        if worded:
+            cells.append("–" if row.words is None else f"{100 * row.words:.0f} %")
         cells.append(f"{100 * row.share[class_name]:.1f} %" if class_name in row.share else "–")
         if assigned is not None:
-            cells.append((assigned.get((row.layer, row.component)) if row.index is None else None) or "–")
+            cells.append(assigned.get((row.layer, row.component)) or "–")
         if foreign:
-            cells.append(row.index or "this audit's")
-        table.add_row(*map(Text, [*cells, samples]))
+            cells.append("this audit's" if row.index is None else f"{row.model} (index {row.index})")
+        table.add_row(*map(Text, [*cells, *([samples] if room else [])]))
     console.print(table)
+    if tested:
+        console.print(Text("✓: significantly near; z, adj. p: against random reference sets, adjusted for all components", style="dim"))
+    if worded:
+        console.print(Text("words: everyday words that come as near", style="dim"))
     console.print(Text(f"relevance: share of the relevance for {class_name} in the layer", style="dim"))
+
+
+def found_values(found: Found, assigned: Mapping[tuple[str, int], str | None] | None, page: Path | None) -> dict[str, Any]:
+    """Give what a search found as JSON-ready values; `assigned` as in `print_components`, `page` the HTML file that was written."""
+    query = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(found.query).items()}
+    return {
+        "query": query,
+        "sentence": found.sentence,
+        "searched": found.searched,
+        "layers": found.layers,
+        "significantly_near": found.near,
+        "tested": found.tested,
+        "false_discovery_rate": found.rate,
+        "least_z": found.least_z,
+        "components": component_values(found.rows, assigned),
+        "files": [] if page is None else [str(page)],
+    }
+
+
+def print_found(
+    found: Found,
+    class_name: str,
+    assigned: Mapping[tuple[str, int], str | None] | None,
+    page: Path | None = None,
+    console: Console | None = None,
+) -> None:
+    """Print what a search found: the nearest components, and whether they are significantly near; arguments as above."""
+    console = console or Console(highlight=False)
+    if found.rows:
+        print_components(found.rows, class_name, assigned, console)
+        console.print()
+    console.print(Text(found.sentence))
+    if page is not None:
+        console.print(Text(str(page), style="cyan"), soft_wrap=True)
+
+
+def _probability(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _table() -> Table:

@@ -19,14 +19,17 @@ from semlens_audit.cli import locking  # isort: skip
 from semlens_audit.cli import signing  # isort: skip
 from semlens_audit.cli import trust  # isort: skip
 from semlens_audit.cli import explore  # isort: skip
+from semlens_audit.cli import labelling  # isort: skip
+from semlens_audit.cli import describing  # isort: skip
+from semlens_audit.cli import comparing  # isort: skip
 from semlens_audit.cli import autoencoders  # isort: skip
 from semlens_audit.cli import store  # isort: skip
 from semlens_audit.cli.shell import app
 from semlens_audit.errors import ExitCode
 
 __all__ = [
-    "app", "audit", "autoencoders", "change", "explore", "export", "gate", "layers", "locking", "main", "signing", "store", "trust",
-    "write",
+    "app", "audit", "autoencoders", "change", "comparing", "describing", "explore", "export", "gate", "labelling", "layers", "locking",
+    "main", "signing", "store", "trust", "write",
 ]  # fmt: skip
 
 

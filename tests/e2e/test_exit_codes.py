@@ -203,15 +203,26 @@ def test_components_and_search_read_the_index(indexed: SmallAudit, command: Run,
     assert sum(row["share"]["melanoma"] for row in everything) == pytest.approx(1, abs=1e-5)
 
     found = json.loads(command("search", indexed.file, "ruler marks", "--top", 3, "--json").stdout)
-    similarities = [row["similarity"] for row in found]
+    assert found["searched"] == 128
+    similarities = [row["similarity"] for row in found["components"]]
     assert similarities == sorted(similarities, reverse=True)
     other = json.loads(command("search", indexed.file, "dark hair", "--top", 3, "--json").stdout)
-    assert [row["component"] for row in other] != [row["component"] for row in found]
+    assert [row["component"] for row in other["components"]] != [row["component"] for row in found["components"]]
     Image.new("RGB", (64, 64), (200, 160, 140)).save(tmp_path / "skin.png")
-    assert len(json.loads(command("search", indexed.file, "--image", tmp_path / "skin.png", "--top", 3, "--json").stdout)) == 3
+    page = tmp_path / "found.html"
+    options = ("--image", tmp_path / "skin.png", "--box", "4,4,40,60", "--without", "hair", "--html", page)
+    shown = json.loads(command("search", indexed.file, *options, "--top", 3, "--json").stdout)
+    assert shown["files"] == [str(page)]
+    assert all(f'id="component-layer4-{row["component"]}"' in page.read_text() for row in shown["components"])
+    like = f"layer4:{found['components'][0]['component']}"
+    assert found["components"][0]["component"] not in {
+        row["component"] for row in json.loads(command("search", indexed.file, "--like", like, "--json").stdout)["components"]
+    }
 
     assert "layer4" in command("components", indexed.file, "--layer", "layer9", code=2).stderr
-    assert "[one-query]" in command("search", indexed.file, code=2).stderr
+    assert "[no-query]" in command("search", indexed.file, code=2).stderr
+    assert "[bad-box]" in command("search", indexed.file, "--image", tmp_path / "skin.png", "--box", "1,2", code=2).stderr
+    assert "[page-not-written]" in command("search", indexed.file, "ruler", "--html", tmp_path / "no" / "f.html", code=2).stderr
 
 
 # -- bad input ----------------------------------------------------------------------------------------------------------------

@@ -9,10 +9,8 @@ import pytest
 
 from semlens_audit import explore, index
 from semlens_audit.data import open_data
-from semlens_audit.errors import StoreError, SubjectError, UsageError
+from semlens_audit.errors import StoreError, UsageError
 from semlens_audit.evidence import Evidence
-from semlens_audit.foundation import load_foundation
-from semlens_audit.images import read_image
 from semlens_audit.plan import AuditPlan
 from semlens_audit.store import Store
 from tests.unit import index_world as world
@@ -80,98 +78,7 @@ class TestComponents:
         assert caught.value.slug == "index-incomplete"
 
 
-class TestSearch:
-    def test_by_text_is_the_cosine_with_the_difference_to_the_empty_prompt(self, plan: AuditPlan, evidence: Evidence) -> None:
-        rows = explore.search(plan, text="a green dot", top=50)
-        foundation = load_foundation(plan)
-        texts = foundation.embed_texts(["a green dot", "a photo of a green dot", "", "a photo of "]).astype(np.float64)
-        query = (texts[:2] - texts[2:]).mean(axis=0)
-        wanted = []
-        for layer in evidence.layers:
-            for k in np.flatnonzero(~layer.dead):
-                theta = layer.embeddings[k].astype(np.float64).mean(axis=0)
-                cosine = float(theta @ query / np.linalg.norm(theta) / np.linalg.norm(query))
-                wanted.append((cosine, layer.layer, int(k)))
-        wanted.sort(key=lambda hit: -hit[0])
-        assert [row.similarity for row in rows] == pytest.approx([hit[0] for hit in wanted], abs=1e-5)
-        assert {(row.layer, row.component) for row in rows} == {hit[1:] for hit in wanted}
-        assert [row.similarity for row in explore.search(plan, text="a green dot", top=3)] == [
-            row.similarity for row in rows[:3]
-        ]
-
-    def test_by_image_finds_the_component_that_shows_it(self, plan: AuditPlan, evidence: Evidence) -> None:
-        image = Path(plan.audit_file).parent / "images" / "nevus" / "000.png"
-        rows = explore.search(plan, image=image, layer="layer1", top=50)
-        layer = evidence.layers[0]
-        centre = layer.null_embeddings.astype(np.float64).mean(axis=0)
-        query = load_foundation(plan).embed_images([read_image(image)])[0].astype(np.float64) - centre
-        for row in rows:
-            theta = layer.embeddings[row.component].astype(np.float64).mean(axis=0) - centre
-            cosine = theta @ query / np.linalg.norm(theta) / np.linalg.norm(query)
-            assert row.similarity == pytest.approx(float(cosine), abs=1e-4)
-        assert {row.layer for row in rows} == {"layer1"}
-
-    def test_needs_exactly_one_query(self, plan: AuditPlan) -> None:
-        for more in ({}, {"text": "x", "image": Path("y.png")}):
-            with pytest.raises(UsageError) as caught:
-                explore.search(plan, **more)
-            assert caught.value.slug == "one-query"
-
-    @pytest.mark.parametrize("text", ["", "  "])
-    def test_a_text_that_says_nothing_is_refused(self, plan: AuditPlan, text: str) -> None:
-        with pytest.raises(UsageError) as caught:
-            explore.search(plan, text=text)
-        assert caught.value.slug == "empty-query"
-
-    def test_text_needs_a_text_tower(self, tmp_path: Path) -> None:
-        folder = world.write_world(tmp_path)
-        values = world.audit(
-            layers=["layer3"],
-            foundation_model={
-                "source": "timm",
-                "name": "resnet18",
-                "weights": "small.safetensors",
-                "arguments": {"channels": list(world.CHANNELS), "num_classes": 2},
-                "preprocessing": {"size": 32},
-            },
-        )
-        plan = world.plan(folder, values)
-        index.build(plan)
-        with pytest.raises(SubjectError) as caught:
-            explore.search(plan, text="a ruler")
-        assert caught.value.slug == "no-text-tower"
-        assert explore.search(plan, image=folder / "examples" / "a.png", top=1)[0].similarity is not None
-
-    def test_everywhere_finds_other_indexes_made_with_the_same_foundation_model(self, tmp_path: Path) -> None:
-        folder = world.write_world(tmp_path)
-        first = world.plan(folder, world.audit(layers=["layer3"]))
-        measurement = world.audit()["measurement"] | {"reference_samples": 3}
-        other = world.plan(folder, world.audit(layers=["layer3"], measurement=measurement))
-        index.build(first)
-        index.build(other)
-        own = explore.search(first, text="a dot", top=50)
-        assert {row.index for row in own} == {None}
-        rows = explore.search(first, text="a dot", top=50, everywhere=True)
-        assert [row for row in rows if row.index is None] == own
-        foreign = explore.search(other, text="a dot", top=50)
-        found = [row for row in rows if row.index is not None]
-        assert [(row.layer, row.component, row.similarity) for row in found] == [
-            (row.layer, row.component, row.similarity) for row in foreign
-        ]
-        assert [row.references for row in found] == [row.references for row in foreign]
-        assert [row.similarity for row in rows] == sorted((row.similarity for row in rows), reverse=True)
-        image = explore.search(other, image=folder / "examples" / "a.png", everywhere=True, top=50)
-        assert {row.index is None for row in image} == {True, False}
-        assert explore.search(first, text="a dot", top=50, everywhere=True, layer="layer3") == rows
-
-
-class TestExplorer:
-    def test_answers_many_questions_from_one_opening(self, plan: AuditPlan) -> None:
-        with explore.Explorer(plan, max_memory=1 << 30) as explorer:
-            first = explorer.search(text="a green dot", top=4)
-            assert explorer.search(text="a green dot", top=4) == first == explore.search(plan, text="a green dot", top=4)
-            assert explorer.components(top=3) == explore.components(plan, top=3)
-
+class TestShares:
     def test_shares_are_kept_beside_the_store_and_not_trusted_when_damaged(self, plan: AuditPlan) -> None:
         wanted = explore.components(plan, top=9)
         folder = Path(plan.audit_file).parent / "store.duckdb.cache"

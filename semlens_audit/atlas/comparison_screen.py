@@ -1,0 +1,149 @@
+"""Measures and comparisons on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from semlens_audit.atlas.compared import Comparison, LayerComparison
+from semlens_audit.atlas.comparison_words import (
+    between,
+    by_change,
+    cosine,
+    ordered,
+    percent,
+    points,
+    sentences,
+    side_name,
+    similarity_rows,
+    state_rows,
+)
+from semlens_audit.atlas.measures import MeasureTable
+from semlens_audit.terminal import Text
+from semlens_audit.wording import count, format_number
+
+__all__ = ["print_comparison", "print_measures"]
+
+
+def print_measures(table: MeasureTable, *, files: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print interpretability measures.
+
+    Parameters
+    ----------
+    table
+        What was measured.
+    files
+        Files written.
+    console
+        Where to print; default: stdout.
+    """
+    console = console or Console(highlight=False)
+    several = len({row.audit for row in table.rows}) > 1
+    heads = ["audit"] * several + ["layer", "measure", "components by", "value", "other components", "random crops", "components"]
+    rows = []
+    for row in table.rows:
+        wide, found = row.population, row.measurement
+        cells = [row.audit] * several + [
+            row.layer,
+            row.quantity,
+            "count" if row.weighting is None else f"relevance, {row.weighting}",
+            found.not_measured or cosine(found.value, found.interval),
+            "–" if wide is None else f"{format_number(wide.low, 2)} to {format_number(wide.high, 2)}",
+            "–" if row.chance is None else format_number(row.chance, 2),
+            f"{found.n:,} of {row.components:,}" + (f", {row.dead:,} dead" if row.dead else ""),
+        ]
+        rows.append(cells)
+    console.print(_table(heads, rows, numeric=("random crops", "components")))
+    _close(console, table.remarks, files)
+
+
+def print_comparison(found: Comparison, *, top: int, files: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print a comparison.
+
+    Parameters
+    ----------
+    found
+        What was found.
+    top
+        Components of each list.
+    files
+        Files written.
+    console
+        Where to print; default: stdout.
+    """
+    console = console or Console(highlight=False)
+    for layer in found.layers:
+        first, second = side_name(layer, "first"), side_name(layer, "second")
+        title = f"{layer.first.layer} of {layer.first.audit} against {layer.second.layer} of {layer.second.audit}"
+        console.print(Text(title, style="bold"))
+        for sentence in sentences(layer):
+            console.print(Text(sentence))
+        console.print()
+        console.print(_table(["set similarity", "seen", "components", "value", "other components", "chance"], similarity_rows(layer)))
+        console.print()
+        console.print(_table(["layer", "state", "components", "relevance"], state_rows(layer), numeric=("components",)))
+        if layer.concept_shares:
+            rows = [
+                ("●" if row.changed else "", row.concept or "unexplained", between(row.first), between(row.second), points(row.change))
+                for row in by_change(layer)
+            ]
+            console.print()
+            console.print(_table(["", "concept", first, second, "change, points"], rows))
+        _lists(console, layer, top)
+        console.print()
+    _close(console, found.remarks, files)
+
+
+def _lists(console: Console, layer: LayerComparison, top: int) -> None:
+    for state in ("learned", "lost", "open"):
+        members = ordered([one for one in layer.singles if one.state == state])
+        if members:
+            rows = [
+                (
+                    f"{side_name(layer, one.side)} {one.component}",
+                    one.concept or "–",
+                    percent(one.share),
+                    cosine(one.similarity, one.interval),
+                    "–" if one.level is None else format_number(one.level, 2),
+                    one.reason,
+                )
+                for one in members[:top]
+            ]
+            console.print()
+            console.print(_table([state, "counted for", "relevance", "nearest there", "chance", ""], rows))
+            if len(members) > top:
+                console.print(Text(f"and {count(len(members) - top, 'more', 'more')}", style="dim"))
+    pairs = sorted(layer.pairs, key=lambda one: (not one.shifted, -abs((one.second_share or 0.0) - (one.first_share or 0.0))))
+    if pairs:
+        cells = [
+            (
+                f"{one.first} – {one.second}",
+                cosine(one.similarity, one.interval),
+                f"{one.first_concept or '–'} → {one.second_concept or '–'}" if one.shifted else one.second_concept or "–",
+                f"{percent(one.first_share)} → {percent(one.second_share)}",
+                points(one.change) + ("" if one.changed else ", noise"),
+            )
+            for one in pairs[:top]
+        ]
+        console.print()
+        console.print(_table(["pair", "similarity", "counted for", "relevance", "change, points"], cells))
+        if len(pairs) > top:
+            console.print(Text(f"and {count(len(pairs) - top, 'more pair')}", style="dim"))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="dim", expand=False)
+    for name in heads:
+        table.add_column(name, justify="right" if name in numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _close(console: Console, remarks: Sequence[str], files: Sequence[str]) -> None:
+    for remark in remarks:
+        console.print(Text(remark, style="yellow"))
+    for path in files:
+        console.print(Text(path, style="cyan"), soft_wrap=True)
