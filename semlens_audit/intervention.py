@@ -24,6 +24,7 @@ from semlens_audit.devices import device_of, on_device
 from semlens_audit.errors import ExecutionError, SubjectError
 from semlens_audit.layouts import observed
 from semlens_audit.networks import nearest_layer
+from semlens_audit.sae.splice import Latents
 from semlens_audit.subject import LoadedSubject
 
 __all__ = ["Ablation", "Recorded", "ablate", "donors", "record_outputs", "replacement"]
@@ -72,6 +73,7 @@ class Ablation:
 
     The layer's outputs on B samples are known. They are repeated for each of S sets, with the set's components replaced, and put
     in the place of what the layer gives on a single image, so that what follows runs on S x B rows and what comes before on one.
+    Of the latents of an autoencoder, what comes before runs on all B images, because what is not reconstructed of each goes with it.
     Where something goes round the layer (a dense or a skip connection), that is not the network's answer; then each set costs a
     pass of its own over the images. Which of the two holds is settled on the first batch, on which the quick way must give what
     the plain one gives.
@@ -87,7 +89,8 @@ class Ablation:
     """
 
     def __init__(self, subject: LoadedSubject, layer: str, sets: Sequence[Sequence[int]]) -> None:
-        nearest_layer(subject.model, layer)  # a layer that is not there is complained about at once
+        # a layer that is not there is complained about at once
+        self._latents = isinstance(nearest_layer(subject.model, layer), Latents)
         self._model = subject.model
         self._layer, self._sets = layer, [sorted(set(chosen)) for chosen in sets]
         self._one: torch.Tensor | None = None
@@ -125,6 +128,8 @@ class Ablation:
             if self.expanded is None:
                 self.expanded = self._agree(on_device(images(), device), outputs, values)
             if self.expanded:
+                if self._latents:
+                    self._one = on_device(images(), device)
                 each = max(1, _ROWS_BYTES // (4 * outputs[0].numel() * len(outputs)))
                 parts = [self._sets[start : start + each] for start in range(0, len(self._sets), each)]
                 answers = torch.cat([self._together(outputs, values, part) for part in parts])
@@ -181,7 +186,7 @@ class Ablation:
         few = [[], *[chosen for chosen in self._sets if chosen][:2]]
         plain = self._apart(images, values, few)
         # The batch's last image stands for what comes before the layer: what goes round it would show in the other rows.
-        self._one = images[-1:].clone()
+        self._one = images if self._latents else images[-1:].clone()
         try:
             quick = self._together(outputs, values, few)
         except (RuntimeError, ValueError, IndexError, _RowsError):

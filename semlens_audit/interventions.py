@@ -30,6 +30,7 @@ from semlens_audit.plan import AuditPlan
 from semlens_audit.presence import Presence
 from semlens_audit.progress import Progress
 from semlens_audit.records import AblationRecord, ClassLayer, ControlRecord, InterventionRecord
+from semlens_audit.sae_header import autoencoder_of
 from semlens_audit.store import Store
 from semlens_audit.subsample import draw_samples, inclusion
 from semlens_audit.work import Bench
@@ -164,10 +165,13 @@ def ablation_stages(
 ) -> list[dict[str, Any]]:
     """Inputs of the stages that switch `sets` of a layer off, one for each method; their digest is the stage's key."""
     chosen = plan.audit.measurement.intervention
+    # Outputs do not depend on an autoencoder, and what follows from switching its latents off does.
+    own = {"latents": stages[f"references:{layer}"]} if autoencoder_of(plan.audit, layer) else {}
     return [
         {
             "stage": "ablation",
             "outputs": stages["outputs"],
+            **own,
             "layer": layer,
             "method": method,
             "samples": [int(sample) for sample in drawn],

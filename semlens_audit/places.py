@@ -15,11 +15,15 @@ __all__ = ["placed_in_audit"]
 
 _KEYS: dict[str, KeyPath] = {
     "bad-arguments": ("subject", "model", "arguments"),
+    "cannot-splice": ("subject", "autoencoders"),
     "classes-do-not-fit": ("subject", "classes"),
     "code-not-allowed": ("subject", "model", "name"),
     "crop-larger-than-resize": ("subject", "preprocessing"),
     "model-fails": ("subject", "model"),
+    "layer-runs-often": ("subject", "autoencoders"),
+    "no-tokens": ("subject", "autoencoders"),
     "not-a-classifier": ("subject", "model", "name"),
+    "other-width": ("subject", "autoencoders"),
     "preprocessing-differs": ("subject", "preprocessing"),
     "unknown-architecture": ("subject", "model", "name"),
     "unknown-class": ("subject", "model", "prompts"),

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "Audit",
     "AuditPlan",
+    "Autoencoder",
     "Catalogue",
     "Check",
     "CheckKind",
@@ -250,6 +251,19 @@ class Preprocessing(_Asked):
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
+class Autoencoder(_Asked):
+    """A sparse autoencoder whose latents are audited as components of the layer ``LAYER.sae.latents``."""
+
+    layer: Name
+    """Layer whose activations it reads."""
+    file: PathText
+    """``.safetensors`` that ``semlens-audit sae train`` wrote, or one with the tensors `W_enc`, `W_dec`, `b_enc` and `b_dec`, relative
+    to the audit file."""
+    k: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Latents that are active at most in one place, for a file that does not say; the number of all latents for an autoencoder with
+    ReLU."""
+
+
 class Subject(_Asked):
     """The audited model."""
 
@@ -262,6 +276,9 @@ class Subject(_Asked):
     """Class names in the order of the model's outputs, or the path of a JSON list."""
     class_map: dict[Name, Name] = Field(default_factory=dict, max_length=1000)
     """Class name of the spec -> class name of the model, where they differ."""
+    autoencoders: tuple[Autoencoder, ...] = Field(default=(), max_length=100)
+    """Sparse autoencoders of its layers. `layers` may name their latents: ``LAYER.sae.latents``; attribution is then activation x
+    gradient."""
 
 
 class Data(_Asked):

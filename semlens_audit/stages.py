@@ -12,10 +12,11 @@ from semlens_audit.data import DataSet, class_names
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import DataError
 from semlens_audit.headroom import indexed
-from semlens_audit.paths import examples_root
+from semlens_audit.paths import examples_root, resolve
 from semlens_audit.plan import AuditPlan
 from semlens_audit.probe_texts import alternatives
-from semlens_audit.subject import subject_digest
+from semlens_audit.sae_header import autoencoder_of, identity
+from semlens_audit.subject import source_digest
 
 __all__ = ["CANDIDATES", "NULL_CROPS", "THUMBNAILS", "audited_classes", "stage_inputs", "stage_keys"]
 
@@ -95,7 +96,7 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     audit = plan.audit
     view = audit.subject.preprocessing
     model = {
-        "subject": subject_digest(plan),
+        "subject": source_digest(plan, audit.subject.model),
         "preprocessing": view.model_dump(mode="json"),
         "data": data.sha256,
         "code": _code(*_MODEL),
@@ -128,9 +129,17 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     pool = digest(inputs["foundation"])
     inputs["views"] = {"stage": "views", "pool": pool}
     for layer in indexed(plan).audit.layers:
-        inputs.update(_layer_inputs(plan, model, layer, pool))
+        inputs.update(_layer_inputs(plan, {**model, **_autoencoder(plan, layer, file_digest)}, layer, pool))
     inputs["probes"] = _probe_inputs(plan, meaning, file_digest)
     return inputs
+
+
+def _autoencoder(plan: AuditPlan, layer: str, file_digest: Callable[[Path], str]) -> dict[str, Any]:
+    """What the latents of an autoencoder depend on besides the network; nothing of another layer does, which it leaves as it is."""
+    one = autoencoder_of(plan.audit, layer)
+    if one is None:
+        return {}
+    return {"autoencoder": {**identity(one, resolve(plan, one.file), file_digest), "code": _code("sae/model.py", "sae/splice.py")}}
 
 
 def _layer_inputs(plan: AuditPlan, model: dict[str, Any], layer: str, pool: str) -> dict[str, dict[str, Any]]:

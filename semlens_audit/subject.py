@@ -17,6 +17,7 @@ from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import ExecutionError, SubjectError
 from semlens_audit.paths import resolve
 from semlens_audit.plan import AuditPlan, ModelSource, Preprocessing
+from semlens_audit.sae_header import identity
 from semlens_audit.weights import load_weights, state_digest, weights_file
 
 if TYPE_CHECKING:
@@ -116,8 +117,10 @@ def _program(plan: AuditPlan, source: ModelSource) -> Path:
 
 
 def subject_digest(plan: AuditPlan) -> str:
-    """Identity of the audited model for cache keys, without importing torch; a retrained model never hits an old cache."""
-    return source_digest(plan, plan.audit.subject.model)
+    """Identity of the audited model with its autoencoders, without importing torch; a retrained one never has an old identity."""
+    own = source_digest(plan, plan.audit.subject.model)
+    autoencoders = [identity(one, resolve(plan, one.file)) for one in plan.audit.subject.autoencoders]
+    return digest({"model": own, "autoencoders": autoencoders}) if autoencoders else own
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class LoadedSubject:
     classes
         Class names in the order of the outputs.
     sha256
-        Of the tensors by name, dtype, shape and bytes.
+        Of the tensors by name, dtype, shape and bytes; without those of autoencoders.
     parameters
         Number of trainable values.
     architecture
@@ -168,8 +171,8 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
     Raises
     ------
     SubjectError
-        Unknown architecture or layer, a layer whose output cannot be audited, weights that do not fit, a number of outputs other than
-        the classes'.
+        Unknown architecture or layer, a layer whose output cannot be audited, weights or an autoencoder that do not fit, a number of
+        outputs other than the classes'.
     UsageError
         ``code-not-allowed``: own code without `allow_code`.
     ExecutionError
@@ -196,6 +199,10 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
         architecture=_architecture(subject.model),
         preprocessing=preprocessing,
     )
+    if subject.autoencoders:
+        from semlens_audit.sae.splice import splice_audited
+
+        splice_audited(plan, model, loaded.sha256)
     for name in plan.audit.layers:
         loaded.layer(name)
     _check_layers(model, preprocessing.size, plan.audit.layers)

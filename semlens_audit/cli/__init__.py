@@ -22,13 +22,15 @@ from semlens_audit.cli import explore  # isort: skip
 from semlens_audit.cli import labelling  # isort: skip
 from semlens_audit.cli import describing  # isort: skip
 from semlens_audit.cli import comparing  # isort: skip
+from semlens_audit.cli import surprising  # isort: skip
+from semlens_audit.cli import autoencoders  # isort: skip
 from semlens_audit.cli import store  # isort: skip
 from semlens_audit.cli.shell import app
 from semlens_audit.errors import ExitCode
 
 __all__ = [
-    "app", "audit", "change", "comparing", "describing", "explore", "export", "gate", "labelling", "layers", "locking", "main", "signing",
-    "store", "trust", "write",
+    "app", "audit", "autoencoders", "change", "comparing", "describing", "explore", "export", "gate", "labelling", "layers", "locking",
+    "main", "signing", "store", "surprising", "trust", "write",
 ]  # fmt: skip
 
 
