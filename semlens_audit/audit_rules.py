@@ -123,7 +123,7 @@ def check_audit(source: Source, audit_file: Path, *, check_files: bool = True) -
         audit.add(
             "unused-setting",
             ("measurement", "gamma"),
-            "gamma says how much of the contrastive samples is projected out, and this audit has none.",
+            "gamma says how much of the contrastive crops is projected out, and this audit has none.",
             "Write `concept_embedding: contrastive` beside it, or leave it out.",
         )
 

@@ -1,17 +1,13 @@
-"""Contrastive semantic projection: what sets a component's reference samples apart from samples that look alike and do not drive it.
+"""Contrastive semantic projection: what sets the crops of a component apart from crops that look alike and do not drive it.
 
 Pure functions of NumPy arrays. CSP stands for contrastive semantic projection, arXiv 2604.22477.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from semlens_audit.outputs import Rows
-
-__all__ = ["NONE", "Contrast", "below_mean", "contrasts", "project_out"]
+__all__ = ["NONE", "below_mean", "contrasts", "left_of", "project_out"]
 
 NONE = -1
 """Position that stands for no contrastive sample."""
@@ -81,28 +77,11 @@ def project_out(positives: np.ndarray, contrastive: np.ndarray, gamma: float) ->
     return np.asarray(positives - gamma * along * contrastive)
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """How contrastive samples are projected out, see `semlens_audit.contrast`.
-
-    Parameters
-    ----------
-    views
-        Embeddings of the whole inputs.
-    gamma
-        How much of them is projected out, 0 to 1.
-    """
-
-    views: Rows
-    gamma: float
-
-    def left(self, embeddings: np.ndarray, samples: np.ndarray) -> np.ndarray:
-        """What is left of embeddings (..., d) beside those of the contrastive `samples` (...), float32."""
-        some = np.unique(samples[samples != NONE])
-        held = np.vstack([self.views[some], np.zeros((1, embeddings.shape[-1]), dtype=np.float32)])
-        place = np.where(samples == NONE, len(some), np.searchsorted(some, samples))
-        out = np.empty(embeddings.shape, dtype=np.float32)
-        for start in range(0, len(embeddings), _TOGETHER):
-            part = slice(start, start + _TOGETHER)
-            out[part] = project_out(embeddings[part].astype(np.float64), held[place[part]].astype(np.float64), self.gamma)
-        return out
+def left_of(embeddings: np.ndarray, crops: np.ndarray, positions: np.ndarray, gamma: float) -> np.ndarray:
+    """What is left of embeddings (n, ..., d) beside the random crops (M, d) at `positions` (n, ...), float32; see `project_out`."""
+    held = np.vstack([crops, np.zeros((1, embeddings.shape[-1]), dtype=crops.dtype)])  # the last one stands for none
+    out = np.empty(embeddings.shape, dtype=np.float32)
+    for start in range(0, len(embeddings), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        out[part] = project_out(embeddings[part].astype(np.float64), held[positions[part]].astype(np.float64), gamma)
+    return out

@@ -1,15 +1,18 @@
-"""The contrastive samples of every reference sample and of every random crop, see `semlens_audit.contrast`."""
+"""The contrastive crop of every reference sample and of every random crop, see `semlens_audit.contrast`.
+
+Candidates are the layer's random crops: parts of images are compared with parts of like size, and whether a sample drives a
+component below average is asked of the samples that they were taken from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from semlens_audit.contrast import NONE, below_mean, contrasts
+from semlens_audit.contrast import below_mean, contrasts
 from semlens_audit.devices import on_device
 from semlens_audit.digest import digest
 from semlens_audit.plan import AuditPlan
@@ -21,25 +24,18 @@ from semlens_audit.threads import Threaded
 from semlens_audit.vectors import crop_vectors, null_vectors
 from semlens_audit.work import Bench, Engine
 
-__all__ = ["activation_pass", "candidates", "contrast_pass"]
+__all__ = ["contrast_pass"]
 
 _AT_ONCE = 64
 """Components whose reference samples are compared with the candidates together."""
 
 
-def candidates(samples: int, most: int, seed: int) -> np.ndarray:
-    """Ids of the samples that contrastive ones are looked for among, ascending: all, or `most` of them drawn at random."""
-    if samples <= most:
-        return np.arange(samples)
-    return np.sort(np.random.default_rng([seed, 0xC5B]).choice(samples, most, replace=False))
-
-
 @dataclass(frozen=True)
 class _Pooled:
-    """Pooled activations of some samples; an item is their ids."""
+    """Pooled activations of some samples in one layer; an item is their ids."""
 
     batch: int
-    layers: tuple[str, ...]
+    layer: str
     pooling: Literal["max", "mean"]
     arithmetic: Arithmetic
     threads: int
@@ -48,109 +44,63 @@ class _Pooled:
     def prepare(self, bench: Bench, samples: np.ndarray) -> torch.Tensor:
         return bench.images(samples.tolist(), self.batch)
 
-    def compute(self, bench: Bench, samples: np.ndarray, images: torch.Tensor) -> dict[str, np.ndarray]:
-        _, pooled = bench.networks.run(self.arithmetic, on_device(images, bench.device), self.layers, self.pooling)
-        return {layer: values[: len(samples)] for layer, values in pooled.items()}
-
-
-def activation_pass(
-    plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress
-) -> dict[str, np.ndarray]:
-    """Which candidates may be contrastive for which component, for every layer that lacks its contrastive samples.
-
-    Returns
-    -------
-    dict
-        layer -> (n, K) bool, see `semlens_audit.contrast.below_mean`.
-    """
-    lacking = [layer for layer in plan.audit.layers if _lacks(store, inputs, layer)]
-    if not lacking:
-        return {}
-    settings, bench = plan.audit.measurement, engine.bench
-    chosen = candidates(len(bench.data.samples), inputs[f"contrast:{lacking[0]}"]["candidates"], plan.audit.seed)
-    groups: dict[tuple[Arithmetic, int | None], list[str]] = {}
-    for layer in lacking:
-        state = store.stage(digest(inputs[f"references:{layer}"]))
-        facts = state.facts if state else {}
-        groups.setdefault((Arithmetic.of(facts), facts.get("threads")), []).append(layer)
-    batch = min(settings.batch_size, len(bench.data.samples))
-    parts = [chosen[start : start + batch] for start in range(0, len(chosen), batch)]
-    ahead = bench.ahead(batch * 15 * plan.audit.subject.preprocessing.size ** 2)
-    found: dict[str, list[np.ndarray]] = {layer: [] for layer in lacking}
-    with progress.stage("Contrastive samples", len(chosen) * len(groups)) as advance:
-        for (arithmetic, threads), layers in groups.items():
-            work = Threaded(_Pooled(batch, tuple(layers), settings.pooling, arithmetic, cores(), ahead), threads)
-            for part, pooled in engine.run(work, parts):
-                for layer in layers:
-                    found[layer].append(pooled[layer])
-                advance(len(part))
-    return {layer: below_mean(np.concatenate(values)) for layer, values in found.items()}
+    def compute(self, bench: Bench, samples: np.ndarray, images: torch.Tensor) -> np.ndarray:
+        _, pooled = bench.networks.run(self.arithmetic, on_device(images, bench.device), [self.layer], self.pooling)
+        return pooled[self.layer][: len(samples)]
 
 
 def contrast_pass(
-    plan: AuditPlan,
-    store: Store,
-    allowed: dict[str, np.ndarray],
-    inputs: dict[str, dict[str, Any]],
-    samples: int,
-    progress: Progress,
+    plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], progress: Progress
 ) -> None:
-    """Find the contrastive samples; all regions must be embedded.
+    """Find the contrastive crops of every layer whose audit asks for them; crops and random crops must be embedded.
 
-    A random crop stands for a component that means nothing: each has its own random half of the candidates to choose from.
-
-    Parameters
-    ----------
-    allowed
-        Of `activation_pass`.
-    samples
-        N, number of samples.
+    A random crop stands for a component that means nothing: each has its own random half of the others to choose from.
     """
     for layer in plan.audit.layers:
-        if not _lacks(store, inputs, layer):
-            continue
         name = f"contrast:{layer}"
+        if name not in inputs or store.complete([digest(inputs[name])]):
+            continue
         state = store.begin(name, inputs[name], 1)
-        chosen = candidates(samples, inputs[name]["candidates"], plan.audit.seed)
-        side, pool = plan.audit.subject.preprocessing.size, inputs[name]["pool"]
-        views = _views(store, pool, side, chosen)
-        with progress.stage(f"Contrastive samples, {layer}", 1) as advance, store.transaction():
-            for component, rank, place in _of_references(store, inputs[name]["crops"], pool, views, allowed[layer]):
-                store.append("contrast", stage=state.key, component=component, rank=rank, sample=_named(chosen, place))
-            random = null_vectors(store, inputs[name]["null"], pool)
-            rng = np.random.default_rng([plan.audit.seed, int(state.key[:16], 16)])
-            half = rng.random((len(random), len(chosen))) < 0.5
-            place = contrasts(random, views, half)
-            position = np.arange(len(random))
-            store.append("null_contrast", stage=state.key, position=position, sample=_named(chosen, place))
-            store.finish(state.key, {"without": int((~allowed[layer]).all(axis=0).sum())})
+        drawn = store.arrays("SELECT position, sample FROM null_region WHERE stage = ?", (inputs[name]["null"],))
+        samples = drawn["sample"][np.argsort(drawn["position"], kind="stable")].astype(np.int64)
+        allowed = below_mean(_activations(plan, store, engine, inputs, layer, samples, progress))
+        with progress.stage(f"Contrastive crops, {layer}", 1) as advance, store.transaction():
+            _write(store, state.key, inputs[name], samples, allowed)
+            store.finish(state.key, {"without": int((~allowed).all(axis=0).sum())})
             advance(1)
 
 
-def _lacks(store: Store, inputs: dict[str, dict[str, Any]], layer: str) -> bool:
-    return f"contrast:{layer}" in inputs and not store.complete([digest(inputs[f"contrast:{layer}"])])
+def _activations(
+    plan: AuditPlan, store: Store, engine: Engine, inputs: dict[str, dict[str, Any]], layer: str, samples: np.ndarray,
+    progress: Progress,
+) -> np.ndarray:  # fmt: skip
+    """(n, K) pooled activations of `samples`, each computed once, as the layer's reference samples were found."""
+    settings, bench = plan.audit.measurement, engine.bench
+    state = store.stage(digest(inputs[f"references:{layer}"]))
+    facts = state.facts if state else {}
+    distinct, place = np.unique(samples, return_inverse=True)
+    batch = min(settings.batch_size, len(bench.data.samples))
+    parts = [distinct[start : start + batch] for start in range(0, len(distinct), batch)]
+    ahead = bench.ahead(batch * 15 * plan.audit.subject.preprocessing.size ** 2)
+    work = _Pooled(batch, layer, settings.pooling, Arithmetic.of(facts), cores(), ahead)
+    found = []
+    with progress.stage(f"Activations of random crops, {layer}", len(distinct)) as advance:
+        for part, pooled in engine.run(Threaded(work, facts.get("threads")), parts):
+            found.append(pooled)
+            advance(len(part))
+    if not found:
+        return np.zeros((0, int(facts.get("components", 0))), dtype=np.float32)
+    return np.concatenate(found)[place]
 
 
-def _named(chosen: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Sample ids of positions among the candidates; `NONE` stays."""
-    return np.where(place == NONE, NONE, chosen[np.maximum(place, 0)])
-
-
-def _views(store: Store, pool: str, side: int, chosen: np.ndarray) -> np.ndarray:
-    """(n, d) embeddings of whole inputs of the candidates."""
-    rows = store.arrays(
-        "SELECT sample, vector FROM region WHERE pool = ? AND x0 = 0 AND y0 = 0 AND x1 = ? AND y1 = ?"
-        " AND sample IN (SELECT unnest(?::INTEGER[]))",
-        (pool, side, side, chosen.tolist()),
-    )
-    return np.asarray(rows["vector"][np.argsort(rows["sample"], kind="stable")])
-
-
-def _of_references(
-    store: Store, crops: str, pool: str, views: np.ndarray, allowed: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Component, rank and position of the contrastive sample of every reference sample, some components at a time."""
-    for first in range(0, allowed.shape[1], _AT_ONCE):
-        component, rank, vectors = crop_vectors(store, crops, pool, range(first, first + _AT_ONCE))
+def _write(store: Store, key: str, inputs: dict[str, Any], samples: np.ndarray, allowed: np.ndarray) -> None:
+    random = null_vectors(store, inputs["null"], inputs["pool"])
+    for first in range(0, allowed.shape[1] if len(random) else 0, _AT_ONCE):
+        component, rank, vectors = crop_vectors(store, inputs["crops"], inputs["pool"], range(first, first + _AT_ONCE))
         if len(component):
-            yield component, rank, contrasts(vectors, views, allowed[:, component].T)
+            found = contrasts(vectors, random, allowed[:, component].T)
+            store.append("contrast", stage=key, component=component, rank=rank, contrast=found)
+    if len(random):
+        half = np.random.default_rng([inputs["seed"], int(key[:16], 16)]).random((len(random), len(random))) < 0.5
+        half &= samples[:, None] != samples  # no crop is contrasted with its own image
+        store.append("null_contrast", stage=key, position=np.arange(len(random)), contrast=contrasts(random, random, half))

@@ -49,7 +49,7 @@ class LayerEvidence:
     chosen
         ``lrp`` or ``activation_x_gradient``, and why that applies; None where the audit names the method.
     residuals
-        (K, m, d) float32 what is left of `embeddings` when each one's contrastive sample is projected out; None where concept
+        (K, m, d) float32 what is left of `embeddings` when each one's contrastive crop is projected out; None where concept
         embeddings are means of the embeddings themselves.
     null_residuals
         (M, d) float32 the same of `null_embeddings`.

@@ -25,7 +25,7 @@ from semlens_audit.work import Bench, Engine, LocalEngine
 
 __all__ = ["build", "evidence_stages", "is_complete", "load_evidence"]
 
-_OF_MODEL = {"outputs", "pairs", "attribution", "references", "relevance", "selection", "crops", "contrast"}
+_OF_MODEL = {"outputs", "pairs", "attribution", "references", "relevance", "selection", "crops"}
 """Stages that the audited model is needed for."""
 
 
@@ -105,10 +105,8 @@ def _compute(
         with progress.stage("Checking pairs", len(data.pairs.images)) as advance:
             data.pairs.verify(progress=advance)
     engine.start(progress)
-    contrastive: dict[str, Any] = {}
     if any(name.partition(":")[0] in _OF_MODEL for name in lacking):
         from semlens_audit.attribution_pass import settle_attribution
-        from semlens_audit.contrast_pass import activation_pass
         from semlens_audit.crops import crop_pass
         from semlens_audit.pairs import pair_pass
         from semlens_audit.passes import forward_pass, relevance_pass
@@ -125,7 +123,6 @@ def _compute(
             select_references(plan, store, inputs)
             for part in settled:
                 crop_pass(part, store, engine, inputs, progress)
-            contrastive = activation_pass(plan, store, engine, inputs, progress)
         engine.forget_subject()
     if any(name.partition(":")[0] in {"foundation", "views", "embeddings", "null", "contrast", "probes"} for name in lacking):
         from semlens_audit.contrast_pass import contrast_pass
@@ -135,7 +132,8 @@ def _compute(
         settle_precision(plan, data, store, foundation, inputs, progress)
         probe_pass(plan, store, foundation, inputs, progress)
         embedding_pass(plan, store, engine, inputs, progress)
-        contrast_pass(plan, store, contrastive, inputs, len(data.samples), progress)
+        with placed_in_audit(asked):
+            contrast_pass(plan, store, engine, inputs, progress)
 
 
 def _verify(bench: Bench, store: Store, inputs: dict[str, Any], progress: Progress) -> None:

@@ -354,9 +354,9 @@ class MeasurementSettings(_Asked):
     """Smallest side of a crop, pixels of the network's input."""
     concept_embedding: Literal["mean", "contrastive"] = "mean"
     """mean: the mean embedding of a component's crops (SemanticLens); contrastive: of what is left of them when for each crop the most
-    similar sample that does not drive the component is projected out (contrastive semantic projection)."""
+    similar one of samples that do not drive the component is projected out (contrastive semantic projection)."""
     gamma: float = Field(default=1.0, ge=0, le=1)
-    """How much of the contrastive sample is projected out, 0 to 1; `contrastive` only."""
+    """How much of the contrastive crop is projected out, 0 to 1; `contrastive` only."""
     probe: Literal["template_difference", "cosine_difference"] = "template_difference"
     significance: float = Field(default=3.0, gt=0, le=1000)
     """Least z of an alignment against random reference sets."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from semlens_audit.contrast import NONE, Contrast
+from semlens_audit.contrast import NONE, left_of
 from semlens_audit.data import DataSet, class_names
 from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError
@@ -112,8 +112,8 @@ class StoredLayer(LayerEvidence):
         Places for reference samples, all that the store holds.
     latest
         Holds the embeddings of one of the layers that share it.
-    contrast
-        Where the audit asks for it: how contrastive samples are projected out.
+    gamma
+        Where the audit asks for it: how much of the contrastive crops is projected out, 0 to 1.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class StoredLayer(LayerEvidence):
         audited: tuple[int, ...],
         slots: int,
         latest: _Latest | None = None,
-        contrast: Contrast | None = None,
+        gamma: float | None = None,
     ) -> None:
         found = store.arrays("SELECT dead FROM component WHERE stage = ? ORDER BY component", (keys[f"references:{name}"],))
         rows = store.arrays(
@@ -150,7 +150,7 @@ class StoredLayer(LayerEvidence):
             fixed["chosen"] = (str(choice.facts["method"]), str(choice.facts["reason"]))
         drawn = store.arrays("SELECT position, sample FROM null_region WHERE stage = ?", (keys[f"null:{name}"],))
         fixed["null_samples"] = drawn["sample"][np.argsort(drawn["position"], kind="stable")].astype(np.int64)
-        fixed.update(_store=store, _keys=keys, _audited=audited, _latest=latest or _Latest(), _contrast=contrast)
+        fixed.update(_store=store, _keys=keys, _audited=audited, _latest=latest or _Latest(), _gamma=gamma)
         for attribute, value in fixed.items():
             object.__setattr__(self, attribute, value)
 
@@ -184,25 +184,26 @@ class StoredLayer(LayerEvidence):
     @property
     def residuals(self) -> np.ndarray | None:  # type: ignore[override]
         """(K, m, d) float32, or None; see `LayerEvidence`. Held until another layer's are asked for."""
-        contrast: Contrast | None = self._contrast  # type: ignore[attr-defined]
-        return None if contrast is None else self._latest.of(self.layer, lambda: self._left(contrast), "residuals")  # type: ignore[attr-defined]
+        if self._gamma is None:  # type: ignore[attr-defined]
+            return None
+        return self._latest.of(self.layer, self._residuals, "residuals")  # type: ignore[attr-defined, no-any-return]
 
-    def _left(self, contrast: Contrast) -> np.ndarray:
+    def _residuals(self) -> np.ndarray:
         store, stage = self._store, self._keys[f"contrast:{self.layer}"]  # type: ignore[attr-defined]
-        rows = store.arrays("SELECT component, rank, sample FROM contrast WHERE stage = ?", (stage,))
-        samples = np.full(self.reference_ids.shape, NONE, dtype=np.int64)
-        samples[rows["component"], rows["rank"]] = rows["sample"]
-        return contrast.left(self.embeddings, samples)
+        rows = store.arrays("SELECT component, rank, contrast FROM contrast WHERE stage = ?", (stage,))
+        positions = np.full(self.reference_ids.shape, NONE, dtype=np.int64)
+        positions[rows["component"], rows["rank"]] = rows["contrast"]
+        return left_of(self.embeddings, self.null_embeddings, positions, self._gamma)  # type: ignore[attr-defined]
 
     @cached_property
     def null_residuals(self) -> np.ndarray | None:  # type: ignore[override]
         """(M, d) float32, or None; see `LayerEvidence`."""
-        contrast: Contrast | None = self._contrast  # type: ignore[attr-defined]
-        if contrast is None:
+        if self._gamma is None:  # type: ignore[attr-defined]
             return None
         store, stage = self._store, self._keys[f"contrast:{self.layer}"]  # type: ignore[attr-defined]
-        rows = store.arrays("SELECT position, sample FROM null_contrast WHERE stage = ?", (stage,))
-        return contrast.left(self.null_embeddings, rows["sample"][np.argsort(rows["position"], kind="stable")])
+        rows = store.arrays("SELECT position, contrast FROM null_contrast WHERE stage = ?", (stage,))
+        positions = rows["contrast"][np.argsort(rows["position"], kind="stable")].astype(np.int64)
+        return left_of(self.null_embeddings, self.null_embeddings, positions, self._gamma)  # type: ignore[attr-defined]
 
     def relevance_blocks(self, classes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Relevance of one class for each sample, some samples at a time; see `LayerEvidence.relevance_blocks`."""
@@ -289,8 +290,8 @@ def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | No
     other_probes, other_prompts = _probes(store, keys, inputs["probes"], others) if others else ({}, empty[:0])
     settings = plan.audit.measurement
     latest = _Latest()
-    contrast = Contrast(views, settings.gamma) if settings.concept_embedding == "contrastive" else None
-    stored = [StoredLayer(store, layer, keys, audited, slots(settings), latest, contrast) for layer in indexed(plan).audit.layers]
+    gamma = settings.gamma if settings.concept_embedding == "contrastive" else None
+    stored = [StoredLayer(store, layer, keys, audited, slots(settings), latest, gamma) for layer in indexed(plan).audit.layers]
     declared = [FirstReferences(layer, settings.reference_samples) for layer in stored]
     count = len(plan.audit.layers)
     return Evidence(

@@ -18,13 +18,10 @@ from semlens_audit.probe_texts import alternatives
 from semlens_audit.sae_header import autoencoder_of, identity
 from semlens_audit.subject import source_digest
 
-__all__ = ["CANDIDATES", "NULL_CROPS", "THUMBNAILS", "audited_classes", "stage_inputs", "stage_keys"]
+__all__ = ["NULL_CROPS", "THUMBNAILS", "audited_classes", "stage_inputs", "stage_keys"]
 
 NULL_CROPS = 2000
 """Random crops that stand for "no concept in particular", per layer."""
-
-CANDIDATES = 4096
-"""Samples that contrastive ones are looked for among, at most."""
 
 THUMBNAILS = 8
 """Reference samples of each component that get pictures."""
@@ -91,7 +88,7 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
         ``selection:LAYER`` (reference samples by relevance, where the audit asks for them),
         ``foundation`` (facts about the foundation model on this data; its key names the pool of region embeddings), ``views``
         (embeddings of whole inputs), ``embeddings:LAYER`` (of the crops), ``null:LAYER`` (of random crops),
-        ``contrast:LAYER`` (contrastive samples, where the audit asks for them), ``probes``.
+        ``contrast:LAYER`` (contrastive crops, where the audit asks for them), ``probes``.
     """
     audit = plan.audit
     view = audit.subject.preprocessing
@@ -165,7 +162,6 @@ def _layer_inputs(plan: AuditPlan, model: dict[str, Any], layer: str, pool: str)
             "crops": crops,
             "null": digest(inputs[f"null:{layer}"]),
             "pool": pool,
-            "candidates": CANDIDATES,
             "seed": plan.audit.seed,
             "code": _code("contrast*.py"),
         }

@@ -192,23 +192,23 @@ TABLES: tuple[Table, ...] = (
     ),
     Table(
         "contrast",
-        "the contrastive sample of one reference sample: of those that drive the component less than the mean, the most similar one",
+        "the contrastive crop of one reference sample: the most similar random crop of a sample that drives the component below average",
         {
             "stage": _STAGE,
             "component": _COMPONENT,
             "rank": _RANK,
-            "sample": ("INTEGER NOT NULL", "sample id of the contrastive sample; -1 where there is none"),
+            "contrast": ("INTEGER NOT NULL", "position of the random crop in the layer's null_region; -1 where there is none"),
         },
         ("stage", "component", "rank"),
         since=4,
     ),
     Table(
         "null_contrast",
-        "the contrastive sample of one random crop: the most similar of a random half of the candidates",
+        "the contrastive crop of one random crop: the most similar of a random half of the others",
         {
             "stage": _STAGE,
             "position": ("INTEGER NOT NULL", "order of drawing of the random crop, from 0"),
-            "sample": ("INTEGER NOT NULL", "sample id of the contrastive sample; -1 where there is none"),
+            "contrast": ("INTEGER NOT NULL", "position of the random crop; -1 where there is none"),
         },
         ("stage", "position"),
         since=4,

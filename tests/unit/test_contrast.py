@@ -12,7 +12,6 @@ from hypothesis.extra.numpy import arrays
 from semlens_audit import index
 from semlens_audit.assignment import assign_layer
 from semlens_audit.contrast import NONE, below_mean, contrasts, project_out
-from semlens_audit.contrast_pass import candidates
 from semlens_audit.data import open_data, read_image
 from semlens_audit.plan import AuditPlan
 from semlens_audit.scores import unit
@@ -61,13 +60,6 @@ class TestFormulas:
         found = below_mean(np.array([[0.0, 1.0], [0.0, 3.0], [0.0, 5.0]], dtype=np.float32))
         assert found.tolist() == [[False, True], [False, False], [False, False]]
 
-    def test_candidates_are_all_samples_or_a_seeded_draw(self) -> None:
-        assert candidates(5, 10, 1).tolist() == [0, 1, 2, 3, 4]
-        drawn = candidates(100, 10, 1)
-        assert len(np.unique(drawn)) == 10
-        assert (np.diff(drawn) > 0).all()
-        assert drawn.tolist() == candidates(100, 10, 1).tolist() != candidates(100, 10, 2).tolist()
-
 
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AuditPlan, AuditPlan]]:
@@ -111,20 +103,35 @@ class TestInAnIndex:
             assert evidence is not None
             with torch.inference_mode(), capture(subject.model, world.LAYERS) as outputs:
                 subject.model(images)
-            views = evidence.image_embeddings[:]
             for source in evidence.layers:
-                activations = pool(outputs[source.layer], "max").numpy()
-                left, plain = source.residuals, source.embeddings
+                assert source.null_samples is not None
+                activations = pool(outputs[source.layer], "max").numpy()[source.null_samples]
+                left, plain, crops = source.residuals, source.embeddings, source.null_embeddings
                 assert left is not None
                 for component, ids in enumerate(source.reference_ids):
                     below = activations[:, component] < activations[:, component].mean()
                     for rank in np.flatnonzero(ids >= 0):
                         p = plain[component, rank]
-                        n = views[slow_contrast(p, views, below)]
+                        n = crops[slow_contrast(p, crops, below)]
                         assert left[component, rank] == pytest.approx(p - 0.5 * (p @ n) * n, abs=1e-6)
+
+    def test_a_random_crop_is_contrasted_with_one_of_another_image(self, plans: tuple[AuditPlan, AuditPlan]) -> None:
+        plan = plans[1]
+        data = open_data(plan)
+        with Store.open(Path(plan.audit_file).parent / "store.duckdb", read_only=True) as store:
+            evidence = index.load_evidence(plan, data, store)
+            assert evidence is not None
+            keys = index.evidence_stages(plan, data, store)
+            for source in evidence.layers:
+                rows = store.arrays(
+                    "SELECT contrast FROM null_contrast WHERE stage = ? ORDER BY position", (keys[f"contrast:{source.layer}"],)
+                )
+                assert source.null_samples is not None
                 assert source.null_residuals is not None
-                assert source.null_residuals.shape == source.null_embeddings.shape
-                assert not np.allclose(source.null_residuals, source.null_embeddings)
+                assert (source.null_samples != source.null_samples[rows["contrast"]]).all()
+                n = source.null_embeddings[rows["contrast"]]
+                along = (source.null_embeddings * n).sum(axis=1, keepdims=True)
+                assert source.null_residuals == pytest.approx(source.null_embeddings - 0.5 * along * n, abs=1e-6)
 
     def test_fewer_references_have_the_first_residuals(self, plans: tuple[AuditPlan, AuditPlan]) -> None:
         plan = plans[1]
