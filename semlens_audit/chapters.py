@@ -128,8 +128,8 @@ def _embedding(settings: MeasurementSettings) -> str:
     part = "the part" if settings.gamma == 1 else f"{format_number(settings.gamma, 2)} of the part"
     return (
         f"from each, {part} that it shares with the most similar random crop of an image that drives the component less than the "
-        "average image does is taken away (contrastive semantic projection, arXiv 2604.22477), from random crops likewise; the mean of what is "
-        "left"
+        "average image does is taken away (contrastive semantic projection, arXiv 2604.22477), from random crops likewise; the mean of "
+        "what is left"
     )
 
 
