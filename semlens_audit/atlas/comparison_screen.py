@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -20,9 +21,11 @@ from semlens_audit.atlas.comparison_words import (
     similarity_rows,
     state_rows,
 )
-from semlens_audit.atlas.measures import MeasureTable
 from semlens_audit.terminal import Text
 from semlens_audit.wording import count, format_number
+
+if TYPE_CHECKING:
+    from semlens_audit.atlas.measures import MeasureTable
 
 __all__ = ["print_comparison", "print_measures"]
 

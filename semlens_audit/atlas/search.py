@@ -77,7 +77,7 @@ class Found:
         if not self.searched:
             return "There is no component to be searched."
         if not self.near:
-            return f"Nothing here is significantly near: {where}, none comes nearer than chance would bring it ({rule})."
+            return f"Nothing here is significantly near: none {where} ({rule})."
         least = "at least " if self.near == self.tested < self.searched else ""
         verb = "is" if self.near == 1 else "are"
         return capital(f"{least}{self.near:,} {where} {verb} significantly near ({rule}).")

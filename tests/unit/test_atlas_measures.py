@@ -326,7 +326,9 @@ class TestFigures:
         assert "not measured: all &lt;dead&gt;" in made.svg
         assert made.svg.count("<circle") == 1
 
-    @pytest.mark.parametrize(("values", "ends"), [([0.31, 0.58], (0.3, 0.6)), ([0.98, 1.0], (0.98, 1.0)), ([], (0.0, 1.0)), ([0.5], (0.5, 0.51))])
+    @pytest.mark.parametrize(
+        ("values", "ends"), [([0.31, 0.58], (0.3, 0.6)), ([0.98, 1.0], (0.98, 1.0)), ([], (0.0, 1.0)), ([0.5], (0.5, 0.51))]
+    )
     def test_axes_hold_their_values(self, values: list[float], ends: tuple[float, float]) -> None:
         span = Span.holding("cosine", values)
         assert (span.low, span.high) == pytest.approx(ends)

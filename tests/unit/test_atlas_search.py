@@ -305,7 +305,7 @@ class TestSignificance:
 
     def test_sentence(self, atlas: Explorer) -> None:
         found = replace(atlas.search(Query(text="a dot")), near=0, searched=9, tested=9, layers=2)
-        assert found.sentence.startswith("Nothing here is significantly near: of 9\u00a0components in 2\u00a0layers")
+        assert found.sentence.startswith("Nothing here is significantly near: none of 9\u00a0components in 2\u00a0layers")
         assert replace(found, near=1).sentence.startswith("1 of 9\u00a0components in 2\u00a0layers is significantly near")
         assert replace(found, near=4, tested=4).sentence.startswith("At least 4 of 9")
         assert replace(found, searched=0).sentence == "There is no component to be searched."
