@@ -23,12 +23,11 @@ __all__ = ["info", "train"]
 _PLACES = {"all": "all vectors of the layer", "class": "tokens before the grid", "spatial": "tokens of the grid"}
 
 sae = typer.Typer(
-    name="sae",
     help="Sparse autoencoders: train one on a layer's activations, so that its latents can be audited as components.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-app.add_typer(sae, rich_help_panel="Explore")
+app.add_typer(sae, name="sae", rich_help_panel="Explore")
 
 
 @verb(
@@ -98,7 +97,11 @@ def info(
     file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="File of an autoencoder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what an autoencoder was trained on, and how well it does; reads the file's header only."""
+    """Say what an autoencoder was trained on, and how well it does: layer, latents, explained variance on images held back, dead latents.
+
+    Reads the header of the file and nothing else: neither the network nor torch. Of a file of another tool it says its shapes; an audit
+    has to say how many of its latents are active.
+    """
     from semlens_audit.sae_header import read_dictionary
 
     found = read_dictionary(file)
