@@ -11,7 +11,7 @@ hold; where maps grow, rows are divided. In bfloat16 only what is multiplied is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,8 @@ class _Term:
     """(C * B, ...), conditions outermost."""
     own: bool = True
     """Whether nothing else holds `value`, so that it may be written to."""
+    channel: torch.Tensor | None = None
+    """(C * B,) where all but one channel of each row are zero: which one, and `value` is (C * B, 1, ...)."""
 
 
 _Edge = tuple[int, int]
@@ -89,13 +91,10 @@ class Conditional:
             (C, B, S, S) float32, or smaller maps where `side` stops them. A row depends on its image, its component and C alone.
         """
         activation, conditions = self._activation, len(components)
-        start = torch.zeros((conditions, *activation.shape), dtype=self._dtype, device=activation.device)
-        if activation.ndim == 4:
-            start = start.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-        rows = torch.arange(self._batch, device=activation.device)
-        for condition, wanted in enumerate(components.to(activation.device)):
-            start[condition, rows, wanted] = activation[rows, wanted].to(self._dtype)
-        found = self._flow(0, {(0, self._output): [_Term(None, start.flatten(0, 1))]}, conditions)
+        components = components.to(activation.device)
+        start = activation[torch.arange(self._batch, device=activation.device), components].to(self._dtype).unsqueeze(2)
+        whole = _Term(None, start.flatten(0, 1), channel=components.flatten())
+        found = self._flow(0, {(0, self._output): [whole]}, conditions)
         self._factors.clear()  # whatever they are multiplied with has been
         return found
 
@@ -143,11 +142,16 @@ class Conditional:
     def _part(self, pending: _Pending, part: slice) -> _Pending:
         rows = slice(part.start * self._batch, part.stop * self._batch)
         return {
-            edge: [_Term(term.scale, term.value[rows], own=term.own) for term in terms] for edge, terms in pending.items()
+            edge: [
+                replace(term, value=term.value[rows], channel=None if term.channel is None else term.channel[rows])
+                for term in terms
+            ]
+            for edge, terms in pending.items()
         }
 
     def _arrived(self, terms: list[_Term], conditions: int) -> torch.Tensor:
-        total = self._joined(terms, conditions).sum(dim=1, dtype=torch.float32)
+        total, _ = self._joined(terms, conditions)
+        total = total.sum(dim=1, dtype=torch.float32)
         return total.unflatten(0, (conditions, self._batch))
 
     # -- one operation
@@ -170,8 +174,12 @@ class Conditional:
             known.release()
         if all(pull is None for pull in known.pulls):
             return []
-        scaled = self._times(place, terms, conditions)
-        parts = [None if pull is None else self._pulled(known, pull, scaled, conditions) for pull in known.pulls]
+        scaled, channel = self._times(place, terms, conditions)
+        if channel is not None and all(pull is None or one is not None for pull, one in zip(known.pulls, known.ones, strict=True)):
+            parts = [None if one is None else one(scaled, channel) for one in known.ones]
+        else:
+            scaled = scaled if channel is None else self._spread(scaled, channel)
+            parts = [None if pull is None else self._pulled(known, pull, scaled, conditions) for pull in known.pulls]
         present = [part for part in parts if part is not None]
         if not known.product:
             return [_Term(None, present[0], own=False)]  # the flat rule gives one map to all channels
@@ -193,9 +201,10 @@ class Conditional:
         if place not in self._totals:
             self._totals.add(place)
             self._factors[place] = share(total)
-        value = self._times(place, terms, conditions)
+        value, channel = self._times(place, terms, conditions)
         if left.shape == right.shape == total.shape:
-            return [[_Term(left, value, own=False)], [_Term(right, value, own=False)]]
+            return [[_Term(left, value, own=False, channel=channel)], [_Term(right, value, own=False, channel=channel)]]
+        value = value if channel is None else self._spread(value, channel)
         parts = value.unflatten(0, (conditions, self._batch))
         return [
             [_Term(None, torch.cat([(part * value).sum_to_size(value.shape).to(self._dtype) for part in parts]))]
@@ -204,7 +213,11 @@ class Conditional:
 
     def _routed(self, node: Any, outputs: dict[int, list[_Term]], conditions: int) -> list[list[_Term]]:
         """Operations that only move values, whose gradient moves relevance likewise; each knows one batch of images."""
-        joined = {output: self._joined(terms, conditions).unflatten(0, (conditions, self._batch)) for output, terms in outputs.items()}
+        joined: dict[int, torch.Tensor] = {}
+        for output, terms in outputs.items():
+            value, channel = self._joined(terms, conditions)
+            value = value if channel is None else self._spread(value, channel)
+            joined[output] = value.unflatten(0, (conditions, self._batch))
         found: list[list[torch.Tensor]] = [[] for _ in node.next_functions]
         for condition in range(conditions):
             given = [joined[output][condition] if output in joined else None for output in range(max(joined) + 1)]
@@ -216,36 +229,53 @@ class Conditional:
 
     # -- products
 
-    def _times(self, place: int, terms: list[_Term], conditions: int) -> torch.Tensor:
-        """Sum of ``scale * value`` over the terms, times the factor of the node at `place`."""
-        total: torch.Tensor | None = None
-        for term in terms:
-            key = ("factor", place) if term.scale is None else ("factor", place, *_identity(term.scale))
-            whole = self._kept(key, partial(self._weighed, term.scale, place))
-            part = self._multiplied(term, whole, conditions)
-            total = part if total is None else total.add_(part)
-        if total is None:
-            raise ValueError("no relevance")
-        return total
+    def _times(self, place: int, terms: list[_Term], conditions: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Sum of ``scale * value`` over the terms, times the factor of the node at `place`; and its channel, where it has but one."""
+        keys = [("factor", place) if term.scale is None else ("factor", place, *_identity(term.scale)) for term in terms]
+        whole = [self._kept(key, partial(self._weighed, term.scale, place)) for key, term in zip(keys, terms, strict=True)]
+        return self._total(terms, whole, conditions)
 
     def _weighed(self, scale: torch.Tensor | None, place: int) -> torch.Tensor:
         return self._factors[place] if scale is None else scale * self._factors[place]
 
-    def _joined(self, terms: list[_Term], conditions: int) -> torch.Tensor:
+    def _joined(self, terms: list[_Term], conditions: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Sum of ``scale * value`` over the terms; and its channel, where it has but one."""
+        scales = [
+            None if term.scale is None else self._kept(("scale", *_identity(term.scale)), term.scale.detach) for term in terms
+        ]
+        return self._total(terms, scales, conditions)
+
+    def _total(
+        self, terms: list[_Term], scales: Sequence[torch.Tensor | None], conditions: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        channel = terms[0].channel if all(term.channel is not None for term in terms) else None
         total: torch.Tensor | None = None
-        for term in terms:
-            part = term.value
-            if term.scale is not None:
-                scale = term.scale
-                part = self._multiplied(term, self._kept(("scale", *_identity(scale)), scale.detach), conditions)
-            total = part if total is None else total + part
+        for term, scale in zip(terms, scales, strict=True):
+            part = term.value if scale is None else self._multiplied(term, scale, conditions)
+            if term.channel is not None and channel is None:
+                part = self._spread(part, term.channel)
+            if total is None:
+                total = part
+            else:
+                total = total + part if scale is None or scales[0] is None else total.add_(part)
         if total is None:
             raise ValueError("no relevance")
-        return total
+        return total, channel
 
     def _multiplied(self, term: _Term, scale: torch.Tensor, conditions: int) -> torch.Tensor:
+        if term.channel is not None:
+            rows = torch.arange(self._batch, device=scale.device).repeat(conditions)
+            return term.value * scale[rows, term.channel].unsqueeze(1)
         value = self._by_condition(term.value, conditions)
         return (value.mul_(scale) if term.own else value * scale).view_as(term.value)
+
+    def _spread(self, value: torch.Tensor, channel: torch.Tensor) -> torch.Tensor:
+        """(C * B, 1, ...) of one channel in each row -> (C * B, K, ...) with zeros in all others."""
+        shape = (len(value), self._activation.shape[1], *value.shape[2:])
+        layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+        wide = torch.empty(shape, dtype=value.dtype, device=value.device, memory_format=layout).zero_()
+        wide[torch.arange(len(value), device=value.device), channel] = value[:, 0]
+        return wide
 
     def _by_condition(self, value: torch.Tensor, conditions: int) -> torch.Tensor:
         """(C * B, ...) as what a tensor of all images can be multiplied with: (C, B, ...), or (C, ...) where there is one image."""
@@ -281,7 +311,9 @@ def _consumers_first(last: Any) -> list[Any]:
 def _merge(present: list[_Term], new: Sequence[_Term]) -> None:
     """Add terms, those of one scale to one another."""
     for term in new:
-        same = next((known for known in present if _alike(known.scale, term.scale)), None)
+        same = next(
+            (known for known in present if _alike(known.scale, term.scale) and known.channel is term.channel), None
+        )
         if same is None:
             present.append(term)
         elif same.own:

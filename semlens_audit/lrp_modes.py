@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from semlens_audit.errors import SubjectError
+from semlens_audit.lrp_pulls import bind, pull_convolution, pull_linear, pull_one
 from semlens_audit.lrp_rules import (
     EPSILON,
     FLAT,
@@ -19,10 +20,7 @@ from semlens_audit.lrp_rules import (
     Passed,
     Ruled,
     Summed,
-    bind,
     fold,
-    pull_convolution,
-    pull_linear,
 )
 
 __all__ = ["Fusion", "Observe", "Propagate", "from_input"]
@@ -351,8 +349,9 @@ class Propagate(TorchFunctionMode):
                     groups=_groups(func, args, kwargs),
                 )
             pull = pull_convolution(args, kwargs, flat=first) if func.__name__ == "conv2d" else None
+            one = None if pull is None or first else pull_one(args, kwargs)
             operation = Operation(
-                lambda v, w, b: func(v, w, b, *rest, **bound), FLAT if first else ZPLUS, weight, bias, pull
+                lambda v, w, b: func(v, w, b, *rest, **bound), FLAT if first else ZPLUS, weight, bias, pull, one
             )
             fusion.operations[index] = operation
         result = Ruled.apply(value, operation, self._dtype) if value.requires_grad else operation(value, self._dtype)

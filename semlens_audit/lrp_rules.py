@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,11 +23,8 @@ __all__ = [
     "Prepared",
     "Ruled",
     "Summed",
-    "bind",
     "fold",
     "prepared",
-    "pull_convolution",
-    "pull_linear",
     "share",
 ]
 
@@ -38,6 +35,7 @@ _PRODUCT_RULES = (ZPlus, Epsilon, Norm)
 """Rules whose relevance is the sum over branches of input x gradient, with one factor for all."""
 _BUFFERS = 32
 _Pull = Callable[[torch.Tensor], torch.Tensor]
+_PullOne = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Operation:
@@ -54,6 +52,9 @@ class Operation:
     pull
         (gradient of the output, shape of the input, weight) -> gradient of the input, in closed form, for any number of rows;
         without it, autograd finds the same.
+    pull_one
+        (gradient of one channel of the output in each row, that channel of each row, weight) -> gradient of the input; ``None``
+        where there is no shorter way than `pull`.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class Operation:
         weight: torch.Tensor | None = None,
         bias: torch.Tensor | None = None,
         pull: Callable[..., torch.Tensor] | None = None,
+        pull_one: Callable[..., torch.Tensor] | None = None,
     ) -> None:
         self.call = call
         self.rule = rule
         self.weight = weight
         self.bias = bias
         self.pull = pull
+        self.pull_one = pull_one
         self._branches: dict[torch.dtype | None, list[tuple[torch.Tensor | None, torch.Tensor | None]]] = {}
         self._rounded: dict[torch.dtype, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
 
@@ -174,6 +177,8 @@ class Prepared:
     pulls: list[_Pull | None]
     """The way from a gradient of the output to one of the input; ``None`` where the modified input is zero everywhere, so that
     neither output nor relevance can come of it (zero then stands for the input)."""
+    ones: list[_PullOne | None]
+    """The same where only one channel of each row is sent back; ``None`` where there is no shorter way."""
     factor: torch.Tensor
     """What turns relevance into the gradient of the output, the same in every branch."""
     closed: bool
@@ -204,6 +209,7 @@ def prepared(operation: Operation, value: torch.Tensor, dtype: torch.dtype | Non
         dtype = None
     inputs: list[torch.Tensor] = []
     pulls: list[_Pull | None] = []
+    ones: list[_PullOne | None] = []
     outputs: list[torch.Tensor] = []
     zero = torch.zeros((), dtype=value.dtype, device=value.device)
     for changed, finish, (weight, bias) in zip(
@@ -212,6 +218,7 @@ def prepared(operation: Operation, value: torch.Tensor, dtype: torch.dtype | Non
         if changed is None and (bias is None or not bool(bias.any())):
             inputs.append(zero)
             pulls.append(None)
+            ones.append(None)
             continue
         changed = torch.zeros_like(value) if changed is None else changed
         if operation.pull is None:
@@ -222,13 +229,14 @@ def prepared(operation: Operation, value: torch.Tensor, dtype: torch.dtype | Non
         else:
             output = finish(operation.call(_as(changed, dtype), weight, bias).to(value.dtype))
             pulls.append(partial(operation.pull, shape=changed.shape, weight=weight))
+        ones.append(None if operation.pull_one is None else partial(operation.pull_one, weight=weight))
         inputs.append(changed)
         outputs.append(output.detach())
     # Every rule used here is linear in the relevance, so its share per output is a factor that can be kept.
     total = sum(outputs[1:], start=outputs[0]) if outputs else zero
     # Nothing in z+ is negative but by rounding, so its stabilizer needs no sign.
     factor = total.clamp(min=0).add_(_STABILIZER).reciprocal_() if isinstance(rule, ZPlus) else share(total)
-    return Prepared(inputs, pulls, factor, closed, type(rule) in _PRODUCT_RULES)
+    return Prepared(inputs, pulls, ones, factor, closed, type(rule) in _PRODUCT_RULES)
 
 
 def share(total: torch.Tensor) -> torch.Tensor:
@@ -256,11 +264,6 @@ def _as(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 def _by_autograd(output: torch.Tensor, value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(output, value, gradient, retain_graph=True)[0]
-
-
-def pull_linear(gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
-    """The gradient of a linear layer with respect to its input."""
-    return torch.matmul(gradient, weight)
 
 
 class Passed(torch.autograd.Function):
@@ -297,89 +300,6 @@ class Summed(torch.autograd.Function):
             ctx.factor = share(total)
         part = relevance * ctx.factor
         return (part * left).sum_to_size(left.shape), (part * right).sum_to_size(right.shape)
-
-
-def _direct(gradient: torch.Tensor) -> bool:
-    """Whether oneDNN convolves it: its forward convolutions are its fastest operations, also for gradients."""
-    return gradient.device.type == "cpu" and gradient.dtype != torch.float64 and torch.backends.mkldnn.is_available()
-
-
-def _pull_pointwise(gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
-    """A 1 x 1 convolution is one product of matrices once channels are last; torch's own way may not take it as one."""
-    if _direct(gradient):
-        turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        return torch.ops.aten.mkldnn_convolution(gradient, turned, None, [0, 0], [1, 1], [1, 1], 1)
-    return torch.matmul(gradient.permute(0, 2, 3, 1), weight[:, :, 0, 0]).permute(0, 3, 1, 2)
-
-
-def _pull_depthwise(
-    gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor, stride: Sequence[int], padding: Sequence[int]
-) -> torch.Tensor:
-    """The gradient of a convolution of each channel by itself is one with the kernel turned round, of what zeros have spread."""
-    kernel = list(weight.shape[2:])
-    if list(stride) != [1, 1]:
-        spread = [size - k + 1 + 2 * p for size, k, p in zip(shape[2:], kernel, padding, strict=True)]
-        shaped = (*gradient.shape[:2], *spread)
-        wide = torch.empty(shaped, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
-        wide[:, :, :: stride[0], :: stride[1]] = gradient
-        gradient = wide
-    rest = [k - 1 - p for k, p in zip(kernel, padding, strict=True)]
-    return torch.ops.aten.mkldnn_convolution(gradient, weight.flip(2, 3), None, rest, [1, 1], [1, 1], len(weight))
-
-
-def pull_convolution(
-    args: Sequence[Any], kwargs: Mapping[str, Any], *, flat: bool = False
-) -> Callable[..., torch.Tensor] | None:
-    """The gradient of a 2-d convolution with respect to its input, called directly; none for padding given by name.
-
-    With `flat`, all weights are one: channels of the output may be added up first, and those of the input are all alike.
-    """
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    bound = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **bind(names, args, kwargs)}
-    if isinstance(bound["padding"], str):
-        return None
-    stride, padding, dilation = (
-        [value, value] if isinstance(value, int) else list(value) * (3 - len(value))
-        for value in (bound["stride"], bound["padding"], bound["dilation"])
-    )
-    groups = bound["groups"]
-    if (
-        not flat
-        and groups == 1
-        and stride == [1, 1]
-        and padding == [0, 0]
-        and tuple(bound["weight"].shape[2:]) == (1, 1)
-    ):
-        return _pull_pointwise
-
-    kernel = list(bound["weight"].shape)
-    # Each channel by itself, and no place of the padded input that no kernel has seen.
-    apart = groups == kernel[0] > 1 and kernel[1] == 1 and dilation == [1, 1]
-    apart = apart and all(p < k for p, k in zip(padding, kernel[2:], strict=True))
-
-    def pull(gradient: torch.Tensor, shape: Sequence[int], weight: torch.Tensor) -> torch.Tensor:
-        channels, wanted = shape[1], (len(gradient), *shape[1:])
-        if flat and groups == 1:
-            gradient = gradient.sum(dim=1, keepdim=True, dtype=torch.float32)
-            weight, wanted = weight[:1, :1].float(), (len(gradient), 1, *shape[2:])
-        dtype = gradient.dtype
-        if apart and _direct(gradient) and (dtype == torch.bfloat16 or stride == [1, 1]):
-            return _pull_depthwise(gradient, shape, weight, stride, padding)
-        if dtype == torch.bfloat16 and groups > 1 and stride != [1, 1] and gradient.device.type == "cpu":
-            gradient, weight = gradient.float(), weight.float()  # oneDNN has no fast way in bfloat16
-        # Of the input only its shape and layout matter.
-        like = torch.empty(wanted, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
-        result: tuple[torch.Tensor, ...] = torch.ops.aten.convolution_backward(
-            gradient, like, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
-        )
-        return result[0].expand(-1, channels, -1, -1) if flat and groups == 1 else result[0].to(dtype)
-
-    return pull
-
-
-def bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a call by name."""
-    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def fold(

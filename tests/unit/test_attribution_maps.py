@@ -66,7 +66,7 @@ def test_lifting_interpolates_linearly_and_keeps_what_is_outermost():
 
 
 def test_a_way_survives_its_facts():
-    way = Way("bf16", 14, -1.25)
+    way = Way("bf16", 14, -1.25, "bf16")
     assert Way.of(json.loads(json.dumps({**way.facts(), "heatmap_cosine": 0.99}))) == way
     assert Way.of({}) == EXACT
 
@@ -102,6 +102,30 @@ def test_a_way_that_gives_other_crops_is_not_taken(subject, monkeypatch):
 
     monkeypatch.setattr(attribution_maps, "Conditional", Shuffled)
     assert settle(subject, batch, "layer2", chosen, CROP, bfloat16=True) == (EXACT, {})
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_ways_are_tried_from_the_shortest_on_and_each_once(bfloat16):
+    ways = list(attribution_maps._shorter(64, bfloat16))
+    assert len(set(ways)) == len(ways)
+    assert EXACT not in ways
+    assert [way.side for way in ways] == sorted([way.side for way in ways if way.precision == "bf16"], key=lambda s: s or 64) + [8, 16]
+    assert any(way.precision == "bf16" for way in ways) == bfloat16
+
+
+def test_the_way_to_the_layer_and_the_way_back_are_rounded_apart(subject):
+    if not has_bfloat16(torch.device("cpu")):
+        pytest.skip("the processor has no bfloat16 instructions")
+    batch = smooth(4, 64)
+    chosen = components(subject, batch, "layer2", 1)[0]
+    exact = heatmaps(subject, batch, "layer2", chosen, "lrp")
+    off = [
+        np.abs(heatmaps(subject, batch, "layer2", chosen, "lrp", way) - exact).max() / np.abs(exact).max()
+        for way in (Way("fp32"), Way("bf16"), Way("bf16", forward="bf16"), Way("fp32", forward="bf16"))
+    ]
+    assert off[0] == 0
+    assert all(0 < one < 0.1 for one in off[1:])
+    assert len(set(off)) == 4
 
 
 @pytest.mark.parametrize("offset", [-1.5, 0.0, 2.0])
