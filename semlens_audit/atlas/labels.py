@@ -120,7 +120,7 @@ def label_components(
     units = np.where(present, atlas.evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
     counts = effective_units(units, present)
     sizes = set_sizes(counts, (counts >= 2) & ~source.dead)
-    pool = np.asarray(source.null_embeddings)
+    pool = np.asarray(source.null_meant)
     if sizes.max(initial=0) > len(pool):
         raise DataError(
             "too-few-random-crops",

@@ -111,17 +111,21 @@ class Atlas:
         layer
             One of the audit's layers.
         column
-            ``vector``: mean embedding of the crops; ``centred``: the same, minus the mean of the layer's random crops.
+            ``vector``: what the audit makes of the crops' embeddings, their mean or the mean of what contrastive crops leave of them;
+            ``centred``: their mean, minus the mean of the layer's random crops.
 
         Returns
         -------
         numpy.ndarray
             (K, d) float32; zeros for a component without reference samples.
         """
+        source = self.layers[layer]
+        if column == "vector" and source.residuals is not None:
+            return scores.concept_embedding(source.residuals, source.reference_ids >= 0)
         rows = self.store.arrays(
             f'SELECT component, "{column}" AS vector FROM meaning WHERE stage = ? ORDER BY component', (self.keys[f"null:{layer}"],)
         )
-        out = np.zeros((self.layers[layer].components, rows["vector"].shape[1] if len(rows["component"]) else 0), dtype=np.float32)
+        out = np.zeros((source.components, rows["vector"].shape[1] if len(rows["component"]) else 0), dtype=np.float32)
         out[rows["component"]] = rows["vector"]
         return out
 

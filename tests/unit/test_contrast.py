@@ -173,3 +173,17 @@ class TestInAnIndex:
             for source in evidence.layers:
                 assert source.residuals is not None
                 assert np.allclose(source.residuals, source.embeddings)
+
+    def test_labels_go_by_the_embedding_that_the_audit_declares(self, plans: tuple[AuditPlan, AuditPlan]) -> None:
+        from semlens_audit.atlas.opening import Atlas
+
+        found = []
+        for plan in plans:
+            with Atlas(plan) as atlas:
+                source = atlas.layers["layer3"]
+                vectors, present = atlas.concept_embeddings("layer3"), source.reference_ids >= 0
+                for component in np.flatnonzero(present.any(axis=1)):
+                    mean = source.meant[component][present[component]].mean(axis=0)
+                    assert vectors[component] == pytest.approx(mean, abs=1e-6)
+                found.append(vectors)
+        assert not np.allclose(*found)
