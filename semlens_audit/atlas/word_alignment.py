@@ -24,6 +24,7 @@ _SPARE = 8
 """Words that are compared again in float64 beyond those asked for, so that rounding in float32 decides nothing."""
 
 _PAIRS = 4096
+_DRAWN = 1000
 _SCATTER = 1e-9
 """Deviation that rounding alone may leave."""
 
@@ -144,10 +145,13 @@ def _set_means(pool: np.ndarray, size: int, sets: int, rng: np.random.Generator)
     the mean of a resampled pool is (bootstrap), which makes the variance ``(1/m + 1/M)`` times that of a crop. Without it, the best of
     many words is the one that the pool happens to have too little of.
     """
-    even = np.full(len(pool), 1.0 / len(pool))
-    weights = rng.multinomial(size, even, size=sets) / size
-    weights += rng.multinomial(len(pool), even, size=sets) / len(pool) - even
-    return np.asarray(weights @ pool)
+    even, out = np.full(len(pool), 1.0 / len(pool)), np.empty((sets, pool.shape[1]))
+    for start in range(0, sets, _DRAWN):
+        some = min(_DRAWN, sets - start)
+        weights = rng.multinomial(size, even, size=some) / size
+        weights += rng.multinomial(len(pool), even, size=some) / len(pool) - even
+        out[start : start + some] = weights @ pool
+    return out
 
 
 class _Null:

@@ -60,13 +60,13 @@ def label(
 
     plan = read_plan(audit)
     words = labelling.chosen_vocabulary(plan, vocabulary or ())
-    for note in words.notes:
-        say(note, err=True)
     with Atlas(plan) as atlas, show_progress(quiet) as progress:
         count = components if components is not None else None if as_json or csv is not None else _SHOWN
         found = labelling.label(
             atlas, words, layer=layer, class_name=class_name, top=top, level=level, count=count, progress=progress
         )
+        for note in found.notes:
+            say(note, err=True)
         shown = found if components is not None else labelling.first(found, _SHOWN)
         if html is not None:
             write_page(html, label_pages.label_page(atlas, shown))

@@ -18,7 +18,7 @@ import numpy as np
 
 from semlens_audit.atlas.embedded_words import embed_words
 from semlens_audit.atlas.labelling import chosen_vocabulary
-from semlens_audit.atlas.labels import SETS, label_components
+from semlens_audit.atlas.labels import label_components, random_sets
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.word_alignment import WordBlock, label_words
 from semlens_audit.scores import unit
@@ -36,7 +36,8 @@ def measure_time(components: int = 10_000, words: int = 20_000, dimensions: int 
     blocks = [WordBlock(start, directions[start : start + BLOCK]) for start in range(0, words, BLOCK)]
     begun = time.perf_counter()
     label_words(
-        concepts, np.full(components, 30), pool, lambda: iter(blocks), words, top=3, sets=SETS, generator=np.random.default_rng
+        concepts, np.full(components, 30), pool, lambda: iter(blocks), words, top=3, sets=random_sets(words),
+        generator=np.random.default_rng,
     )
     print(f"{components:,} components x {words:,} words x {dimensions}: {time.perf_counter() - begun:.1f} s")
     left, right = concepts[:4096], np.ascontiguousarray(directions[:BLOCK].T)
@@ -66,7 +67,8 @@ def measure_rate(audit: Path, names: list[str], repeats: int) -> None:
                 centre = known.mean(axis=0).astype(np.float64)
                 seed = int(rng.integers(2**31))
                 found = label_words(
-                    concepts, np.full(count, size), known, lambda c=centre: words.blocks(c), len(words.words), top=1, sets=SETS,
+                    concepts, np.full(count, size), known, lambda c=centre: words.blocks(c), len(words.words), top=1,
+                    sets=random_sets(len(words.words)),
                     generator=lambda size, seed=seed: np.random.default_rng([seed, size]),
                 )  # fmt: skip
                 p = found.p[:, 0]

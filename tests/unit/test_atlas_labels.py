@@ -176,6 +176,10 @@ def test_p_values_never_rise_with_z_and_continue_beyond_the_sets() -> None:
     assert np.isnan(tail_p(maxima, np.array([np.nan, 1.0]))).tolist() == [True, False]
 
 
+def test_the_fewer_words_the_more_random_sets() -> None:
+    assert [labels.random_sets(words) for words in (1, 2000, 4000, 20_000, 10**6)] == [10_000, 10_000, 5000, 1000, 1000]
+
+
 def test_sizes_of_random_sets_never_exceed_what_a_component_has() -> None:
     counts = np.array([31.0, 31.0 - 1e-12, 30.9, 7.2, 2.0, 1.0, 45.0, 31.0])
     assert set_sizes(counts, counts >= 2).tolist() == [31, 31, 30, 6, 2, 0, 38, 31]
@@ -278,6 +282,10 @@ def test_words_given_by_images_are_seen_from_the_centre_of_random_crops(atlas: A
     # the spec's concept has the same examples, which the index has embedded
     expected = unit(atlas.evidence.probes["border"].examples.astype(np.float64).mean(axis=0) - atlas.centre("layer1"))
     np.testing.assert_allclose(block.directions[0], expected, atol=2e-3)
+    assert found.from_data == 0
+    own = vocabulary.Vocabulary("w", ("a",), {"a": (WordExample(folder / "images" / atlas.evidence.paths[3], None),)})
+    assert embedded_words.embed_words(atlas, own).from_data == 1
+    assert "1 of 1 words are given by pictures of the audited data" in labelling.label(atlas, own, layer="layer1").notes[0]
     for box, slug in (((0, 0, 500, 500), "box-outside-image"), (None, "missing-image")):
         image = folder / ("examples/a.png" if box else "examples/none.png")
         wrong = vocabulary.Vocabulary("w", ("a",), {"a": (WordExample(image, box, "w.csv", 7),)})
