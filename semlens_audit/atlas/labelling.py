@@ -194,7 +194,7 @@ def _own_pictures(words: int, every: int) -> tuple[str, ...]:
         return ()
     return (
         f"{words:,} of {every:,} words are given by pictures of the audited data themselves: for components that have such a picture among "
-        "their reference samples chance is understated. Pictures from elsewhere make better examples.",
+        "their reference samples chance is understated. Pictures from elsewhere avoid this.",
     )
 
 

@@ -80,7 +80,7 @@ def train(
 
     plan = read_plan(audit, check_files=False)  # the file that is going to be written may be named in it already
     settings = Settings(layer, latents, k, steps, epochs, tokens, batch, learning_rate, seed)
-    with _shown(f"{layer}: {latents:,} latents, k {k}", quiet) as report, placed_in_audit(plan):
+    with _shown(layer, quiet) as report, placed_in_audit(plan):
         bench = Bench(bare(plan), open_data(plan), allow_code=allow_code, execution=where)
         training = run(bench, settings, out, report, force=force)
     if as_json:
@@ -159,14 +159,15 @@ def _shown(title: str, quiet: bool) -> Iterator[Callable[[Status], None]]:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    # what is learned is what one watches; the bar takes what an 80-column terminal leaves
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(), TextColumn("[dim]left[/]"), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(bar_width=10), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(compact=True),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(escape(title), total=None, told="activations")
+        task = bars.add_task(escape(title), total=None, told="reading activations")
         yield lambda status: bars.update(task, completed=status.step, total=status.steps, told=_told(status))
 
 
@@ -184,4 +185,4 @@ def _line(title: str) -> Callable[[Status], None]:
 
 
 def _told(status: Status) -> str:
-    return f"loss {status.loss:.4f}, explained variance {100 * status.explained_variance:.1f} %, dead {status.dead:,}"
+    return f"loss {status.loss:.3f}, explained {100 * status.explained_variance:.1f} %, {status.dead:,} dead"

@@ -1,4 +1,4 @@
-"""Sparse autoencoders on the phantom's shortcut model: how well they reconstruct, what they cost, and whether the ruler is found.
+"""Sparse autoencoders on the phantom's two models: how well they reconstruct, what they cost, and whether the ruler is found.
 
     .venv/bin/python -m tests.benchmarks.sae     # about ten minutes
 
@@ -29,7 +29,7 @@ from semlens_audit.spec import read_plan
 from semlens_audit.work import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
-AUDIT = ROOT / "audits" / "phantom-shortcut.yaml"
+AUDITS = {"shortcut": ROOT / "audits" / "phantom-shortcut.yaml", "clean": ROOT / "audits" / "phantom-clean.yaml"}
 AUTOENCODERS = (Settings("layer3", 256, 8, epochs=20), Settings("layer4", 512, 16, epochs=40))
 CLASS, PLANTED = "melanoma", "ruler"
 
@@ -44,9 +44,9 @@ def trained(plan: AuditPlan, folder: Path) -> Iterator[tuple[Settings, Training,
         yield settings, found, time.monotonic() - begun
 
 
-def audited(folder: Path, attribution: str, latents: bool) -> AuditRecord:
+def audited(audit: Path, folder: Path, attribution: str, latents: bool) -> AuditRecord:
     """The audit of both layers, and of their latents where these are asked for."""
-    values: dict[str, Any] = YAML(typ="safe").load(AUDIT)
+    values: dict[str, Any] = YAML(typ="safe").load(audit)
     layers = [settings.layer for settings in AUTOENCODERS]
     values |= {"audit": f"sae-{attribution.replace('_', '-')}", "store": "store.duckdb", "reports": "reports"}
     values["measurement"] = {"attribution": attribution}
@@ -80,26 +80,35 @@ def rows(record: AuditRecord, words: str) -> Iterator[tuple[str, ...]]:
         )  # fmt: skip
 
 
+def measured(model: str, audit: Path, folder: Path) -> tuple[list[str], list[str]]:
+    """Rows of both tables."""
+    (folder / "audits").mkdir(parents=True)
+    shutil.copytree(ROOT / "specs", folder / "specs")
+    training, finding = [], []
+    widths = {"layer3": 64, "layer4": 128}
+    for settings, found, seconds in trained(read_plan(audit), folder / "audits"):
+        training.append(
+            f"| {model} | {settings.layer} | {widths[settings.layer]} | {settings.latents} | {settings.k} | {found.steps:,} | "
+            f"{100 * found.explained_variance:.1f} % | {found.active:.1f} | {found.dead} | {seconds:.0f} |"
+        )
+    for attribution, latents in (("lrp", False), ("activation_x_gradient", True)):
+        record = audited(audit, folder, attribution, latents)
+        finding += [f"| {model} | {' | '.join(row)} |" for row in rows(record, attribution.replace("_", " ").replace(" x ", " × "))]
+    return training, finding
+
+
 def main() -> None:
+    chosen = sys.argv[1:] or list(AUDITS)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "audits").mkdir()
-        shutil.copytree(ROOT / "specs", folder / "specs")
-        print("| layer | width | latents | k | steps | explained variance | active | dead | seconds |")
-        print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-        widths = {"layer3": 64, "layer4": 128}
-        for settings, found, seconds in trained(read_plan(AUDIT), folder / "audits"):
-            print(
-                f"| {settings.layer} | {widths[settings.layer]} | {settings.latents} | {settings.k} | {found.steps:,} | "
-                f"{100 * found.explained_variance:.1f} % | {found.active:.1f} | {found.dead} | {seconds:.0f} |", flush=True,
-            )  # fmt: skip
-        print()
-        heads = ("layer", "attribution", "components", "ruler (interval)", "largest other artefact", "unexplained", "of the ruler")
-        print(f"| {' | '.join(heads)} | switched off |")
-        print("| --- | --- | ---: | ---: | --- | ---: | ---: | --- |")
-        for attribution, latents in (("lrp", False), ("activation_x_gradient", True)):
-            for row in rows(audited(folder, attribution, latents), attribution.replace("_", " ").replace(" x ", " × ")):
-                print(f"| {' | '.join(row)} |", flush=True)
+        tables = [measured(model, AUDITS[model], Path(name) / model) for model in chosen]
+    heads = (
+        ("model", "layer", "width", "latents", "k", "steps", "explained variance", "active", "dead", "seconds"),
+        ("model", "layer", "attribution", "components", "ruler (interval)", "largest other artefact", "unexplained", "of the ruler",
+         "switched off"),
+    )  # fmt: skip
+    for place, titles in enumerate(heads):
+        print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
+        print("\n".join(row for table in tables for row in table[place]), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from semlens_audit.atlas.matching import Chance, beyond_chance, chance_clarity, 
 from semlens_audit.atlas.meanings import Meanings, draw_weights
 from semlens_audit.atlas.neighbours import best_match, drawn_matches
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.shifts import Counted, common_concepts, firm, has_kin, meant, shifts
+from semlens_audit.atlas.shifts import Counted, common_concepts, firm, kin, meant, shifts
 from semlens_audit.errors import UsageError
 from semlens_audit.plan import AuditPlan
 from semlens_audit.scores import clarity, unit
@@ -166,8 +166,10 @@ class TestShifts:
     def test_kin_are_similar_and_of_the_same_kind(self) -> None:
         one, other = np.eye(3), np.eye(3)
         kinds = (np.array([0, 1, 2]), np.array([0, 0, 0]))
-        assert has_kin(one, other, np.full(3, 0.5), kinds, 2).tolist() == [True, False, True]
-        assert not has_kin(one, other, np.full(3, 1.5), kinds, 2).any()
+        half, high = np.full(3, 0.5), np.full(3, 1.5)
+        assert [found.tolist() for found in kin(one, other, (half, half), kinds, 2)] == [[True] * 3, [True, False, True]]
+        for levels in ((high, half), (half, high)):
+            assert not np.any(kin(one, other, levels, kinds, 2))
         assert meant(self.side((0.2, 0.7), (0.1, 0.1))).tolist() == [1, 2]
 
 
@@ -343,19 +345,21 @@ class TestStates:
     """A component is judged by what stands beside it."""
 
     @pytest.mark.parametrize(
-        ("similarity", "spread", "clear", "kin", "sure", "state"),
+        ("similarity", "spread", "clear", "near", "same", "sure", "state"),
         [
-            (0.9, 0.01, True, True, True, "shared"),
-            (0.9, 0.01, True, False, True, "learned"),
-            (0.9, 0.01, True, False, False, "open"),
-            (0.2, 0.01, True, False, True, "learned"),
-            (0.2, 0.01, False, False, True, "open"),
-            (0.49, 0.2, True, False, True, "open"),
-            (np.nan, 0.0, True, False, True, "learned"),
+            (0.9, 0.01, True, True, True, True, "shared"),
+            (0.9, 0.01, True, False, False, True, "open"),
+            (0.9, 0.01, True, True, False, True, "learned"),
+            (0.9, 0.01, True, True, False, False, "open"),
+            (0.2, 0.01, True, False, False, True, "learned"),
+            (0.2, 0.01, False, False, False, True, "open"),
+            (0.49, 0.2, True, False, False, True, "open"),
+            (np.nan, 0.0, True, False, False, True, "learned"),
         ],
     )
     def test_of_a_single_component(
-        self, opened: dict[str, Atlas], similarity: float, spread: float, *, clear: bool, kin: bool, sure: bool, state: str
+        self, opened: dict[str, Atlas], similarity: float, spread: float, *, clear: bool, near: bool, same: bool, sure: bool,
+        state: str
     ) -> None:
         plan = opened["one"].plan
         meanings = Meanings(opened["one"], "layer1", draw_weights(plan))
@@ -365,7 +369,7 @@ class TestStates:
             Chance(np.ones(count), np.full(count, 0.5), np.zeros(count, dtype=bool)),
             Chance(np.ones(count), np.zeros(count), np.full(count, clear)), (None, None), None,
         )  # fmt: skip
-        told = judged.Told([None] * count, np.full(count, kin), np.full(count, sure))
+        told = judged.Told([None] * count, *(np.full(count, one) for one in (near, same, sure)))
         drawn = similarity + spread * RNG(0).normal(size=(100, count))
         found = judged.judge(plan, "second", side, drawn, np.array([0]), told)
         assert [single.component for single in found] == [2, 3]
