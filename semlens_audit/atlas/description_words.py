@@ -76,6 +76,10 @@ def sentences(found: LayerDescription, class_name: str, *, run: bool) -> tuple[s
             said.append(f"How much is unexplained was not measured: {found.unexplained.not_measured}.")
         else:
             said.append(f"No concept of the spec explains {format_measured(found.unexplained)} of it.")
+        said.append(
+            "Below, a component counts wholly for the concept that it means most. The audit divides it among all that it means, so that "
+            "its shares are others."
+        )
     nameless = [group for group in found.groups if group.kind == "alike"]
     unclear = next((group for group in found.groups if group.kind == "unclear"), None)
     if nameless:
