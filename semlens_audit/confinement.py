@@ -98,9 +98,11 @@ def confined(audit_file: Path, text: str, *, writing: bool = False, also: Sequen
         raise SpecError("bad-path", "the path is longer than a file system allows.", "Shorten it.", file=shown)
     if expand(text, shown).startswith(tuple(f"{world}:" for world in SHIPPED)):
         return path
+    real = Path(os.path.realpath(path))
+    if writing and any(part.is_symlink() for part in (real, *real.parents)):  # all links are followed but those that lead to themselves
+        raise SpecError("bad-path", f"{path} leads through a symbolic link that leads to itself.", "Mend the link.", file=shown)
     allowed = (*roots(audit_file, text), *also)
     if not inside(path, allowed):
-        real = Path(os.path.realpath(path))
         written = Path(os.path.normpath(path.absolute()))
         way = f" (through a symbolic link: {real})" if any(written.is_relative_to(one) for one in allowed) else ""
         raise SpecError(
@@ -109,7 +111,7 @@ def confined(audit_file: Path, text: str, *, writing: bool = False, also: Sequen
             f"If you trust this audit with it, say so: --allow-path {real if way else path}, or set {ALLOW_PATHS}.",
             file=shown,
         )
-    if writing and ".git" in Path(os.path.realpath(path)).parts:
+    if writing and ".git" in real.parts:
         raise SpecError("path-outside", f"{path} lies in a Git repository's own folder.", "Name another folder.", file=shown)
     return path
 

@@ -71,6 +71,12 @@ def test_what_is_no_file_is_not_waited_for(audits: Path, place: str, path: str) 
     assert read(audits, **{place: path}) == [said]
 
 
+@pytest.mark.parametrize("place", ["store", "reports"])
+@pytest.mark.parametrize("path", ["loop", "loop/below"])
+def test_nothing_is_written_through_a_link_that_leads_to_itself(audits: Path, place: str, path: str) -> None:
+    assert read(audits, **{place: path}) == ["bad-path"]
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000])
 def test_paths_that_no_file_system_has(audits: Path, path: str) -> None:
     assert set(read(audits, data__path=path)) <= {"bad-path", "too-long"}
