@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from semlens_audit.store import StageState
+from semlens_audit.thread_count import shared_among
 from semlens_audit.work import Bench, Work
 
-__all__ = ["Threaded", "shared_among", "threads_of"]
+__all__ = ["Threaded", "threads_of"]
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")
@@ -27,20 +26,6 @@ def threads_of(state: StageState, bench: Bench) -> dict[str, Any]:
     if bench.device.type != "cpu":
         return {}
     return {"threads": int(state.facts.get("threads", torch.get_num_threads()))}
-
-
-@contextmanager
-def shared_among(threads: int | None) -> Iterator[None]:
-    """Inside, operations that this thread calls are shared among `threads`; ``None``: as before."""
-    before = torch.get_num_threads()
-    if threads is None or threads == before:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from semlens_audit.sae.checkpoint import Checkpoints, write_dictionary
 from semlens_audit.sae.model import SparseAutoencoder, topk_latents
 from semlens_audit.sae.order import Buffers, Order
 from semlens_audit.sae_header import Places, Training
+from semlens_audit.thread_count import shared_among
 
 if TYPE_CHECKING:
     from semlens_audit.work import Bench
@@ -124,6 +125,8 @@ class _Run:
         self.order = Order(self.training, self.activations.count, self.activations.width, settings.batch, settings.seed)
         self.steps = settings.steps if settings.steps is not None else (settings.epochs or 1) * self.order.epoch_steps
         self.step, self.loss = 0, float("nan")
+        self.threads = torch.get_num_threads() if bench.device.type == "cpu" else None
+        """Threads that operations are shared among: last bits of sums depend on their number."""
         self.whole = True
         """Whether no step is half done."""
         if settings.k > settings.latents:
@@ -182,7 +185,8 @@ class _Run:
         tensors = {**self.model.tensors(), "idle": self.idle.cpu()}
         for name, value in self.parameters.items():
             tensors.update({f"{name}.{kind}": part.detach().cpu().contiguous() for kind, part in self.optimiser.state[value].items()})
-        return tensors, {"step": self.step, "variance": self.variance, "scale": self.model.scale, "loss": self.loss}
+        numbers = {"step": self.step, "variance": self.variance, "scale": self.model.scale, "loss": self.loss}
+        return tensors, {**numbers, "threads": self.threads}
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
@@ -195,7 +199,7 @@ class _Run:
             self.optimiser.state[value] = {
                 kind: part.to(self.device) if kind != "step" else part for kind, part in kept.items()
             }
-        self.step, self.loss = numbers["step"], numbers["loss"]
+        self.step, self.loss, self.threads = numbers["step"], numbers["loss"], numbers["threads"]
 
     def advance(self, vectors: torch.Tensor) -> None:
         """One step on (n, d) vectors.
@@ -381,18 +385,19 @@ def train(
     else:
         run.restore(*kept)
     buffers = Buffers(run.activations, run.order)
-    try:
-        for epoch, number, positions in run.order.steps(run.step, run.steps):
-            run.advance(buffers(epoch, number, positions))
-            if run.step % _EVERY == 0 or run.step == run.steps:
-                limit.require("Training")
-                report(run.status())
-            checkpoints.keep(run.state)
-    except BaseException:
-        if run.step and run.whole:  # of a step that an interrupt cut in two nothing is kept
-            checkpoints.save(*run.state())
-        raise
-    explained, active, dead = run.judge()
+    with shared_among(run.threads):
+        try:
+            for epoch, number, positions in run.order.steps(run.step, run.steps):
+                run.advance(buffers(epoch, number, positions))
+                if run.step % _EVERY == 0 or run.step == run.steps:
+                    limit.require("Training")
+                    report(run.status())
+                checkpoints.keep(run.state)
+        except BaseException:
+            if run.step and run.whole:  # of a step that an interrupt cut in two nothing is kept
+                checkpoints.save(*run.state())
+            raise
+        explained, active, dead = run.judge()
     training = Training(
         layer=settings.layer, k=settings.k, places=settings.places, subject=bench.subject.sha256,
         preprocessing=bench.subject.preprocessing, data=bench.data.sha256, samples=len(run.training), held_back=len(run.held_back),

@@ -28,7 +28,7 @@ from tests.unit import index_world
 SETTINGS = Settings("layer3", latents=12, k=3, epochs=30, batch=16, learning_rate=0.01, seed=4)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -114,6 +114,34 @@ def test_an_interrupted_training_ends_with_the_same_bytes(
     train(bench, SETTINGS, out)
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.safetensors"]
+
+
+def test_a_training_goes_on_with_as_many_threads_as_it_was_begun_with(
+    bench: Bench, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, advance, seen = tmp_path / "cut.safetensors", training._Run.advance, []
+
+    def stop(run: training._Run, vectors: torch.Tensor) -> None:
+        if run.step == 5:
+            raise Stop
+        advance(run, vectors)
+
+    def see(run: training._Run, vectors: torch.Tensor) -> None:
+        seen.append(torch.get_num_threads())
+        advance(run, vectors)
+
+    monkeypatch.setattr(training._Run, "advance", stop)
+    with pytest.raises(Stop):
+        train(bench, SETTINGS, out)
+    monkeypatch.setattr(training._Run, "advance", see)
+    torch.set_num_threads(3)
+    try:
+        train(bench, SETTINGS, out)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen) == {1}
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_an_interrupt_in_the_middle_of_a_step_keeps_the_state_before_it(
