@@ -22,7 +22,7 @@ from semlens_audit.sae_header import Places
 if TYPE_CHECKING:
     from semlens_audit.work import Bench
 
-__all__ = ["Activations"]
+__all__ = ["Activations", "aligned"]
 
 _MOST_KEPT, _PART_OF_DISK = 4 << 30, 0.25
 """Bytes of the file, and the most of what is free; what does not fit is computed whenever it is asked for."""
@@ -30,6 +30,14 @@ _MOST_KEPT, _PART_OF_DISK = 4 << 30, 0.25
 
 class _Reached(Exception):  # noqa: N818  (no error: a way out of a forward pass)
     """The layer has been reached."""
+
+
+def aligned(values: np.ndarray) -> torch.Tensor:
+    """A copy as a tensor whose memory begins where PyTorch's own do.
+
+    Last bits of a product of matrices depend on how they lie in memory; NumPy's lie wherever the allocator happens to put them.
+    """
+    return torch.from_numpy(values).clone(memory_format=torch.contiguous_format)
 
 
 class Activations:

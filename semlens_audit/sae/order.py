@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from semlens_audit.sae.activations import Activations
+from semlens_audit.sae.activations import Activations, aligned
 
 __all__ = ["Buffers", "Order"]
 
@@ -84,4 +84,4 @@ class Buffers:
             self._vectors = np.empty((0, 0), dtype=np.float32)  # two buffers are never held
             self._vectors = self._activations(self._order.buffer(epoch, number)).reshape(-1, self._activations.width)
             self._at = (epoch, number)
-        return torch.from_numpy(self._vectors[positions])
+        return aligned(self._vectors[positions])

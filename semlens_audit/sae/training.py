@@ -22,7 +22,7 @@ from semlens_audit.digest import digest
 from semlens_audit.errors import DataError, ExecutionError, UsageError
 from semlens_audit.memory import Limit
 from semlens_audit.plan import AuditPlan
-from semlens_audit.sae.activations import Activations
+from semlens_audit.sae.activations import Activations, aligned
 from semlens_audit.sae.checkpoint import Checkpoints, write_dictionary
 from semlens_audit.sae.model import SparseAutoencoder, topk_latents
 from semlens_audit.sae.order import Buffers, Order
@@ -155,7 +155,7 @@ class _Run:
         images = self.held_back[: max(1, -(-_JUDGED // self.activations.count))]
         vectors = self.activations(images).reshape(-1, self.activations.width)
         chosen = np.random.default_rng([self.settings.seed, 3]).permutation(len(vectors))[:_JUDGED]
-        return torch.from_numpy(vectors[np.sort(chosen)]).to(self.device)
+        return aligned(vectors[np.sort(chosen)]).to(self.device)
 
     def begin(self) -> None:
         """First parameters, from the first buffer: unit directions at random, the encoder their transpose, b_dec the mean vector."""
@@ -169,7 +169,7 @@ class _Run:
             )  # fmt: skip
         directions = torch.randn(latents, width, generator=torch.Generator().manual_seed(self.settings.seed))
         directions /= directions.norm(dim=1, keepdim=True)
-        mean = torch.from_numpy((vectors.mean(axis=0) / scale).astype(np.float32))
+        mean = aligned((vectors.mean(axis=0) / scale).astype(np.float32))
         model = SparseAutoencoder(directions.T.clone(), directions, torch.zeros(latents), mean, self.settings.k, scale)
         self._start(model, torch.zeros(latents, dtype=torch.int64), float((vectors / scale).var(axis=0).sum() / width))
 
@@ -190,6 +190,7 @@ class _Run:
 
     def restore(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
+        tensors = {name: value.clone() for name, value in tensors.items()}  # a file's lie wherever they happen to, see `aligned`
         model = SparseAutoencoder(
             tensors["W_enc"], tensors["W_dec"], tensors["b_enc"], tensors["b_dec"], self.settings.k, numbers["scale"]
         )
@@ -277,7 +278,7 @@ class _Run:
         for start in range(0, len(samples), each):
             vectors = self.activations(samples[start : start + each]).reshape(-1, self.activations.width)
             for first in range(0, len(vectors), _ROWS):
-                yield torch.from_numpy(vectors[first : first + _ROWS])
+                yield aligned(vectors[first : first + _ROWS])
 
 
 class _Judge:
