@@ -19,7 +19,7 @@ from tests.unit import hostile
 ROOT = Path(__file__).resolve().parents[2]
 OWN = (str(ROOT / "semlens_audit"), str(ROOT / "specs"), str(ROOT / "templates"), sys.prefix, sys.base_prefix)
 STDLIB = sysconfig.get_paths()["stdlib"]
-EXAMPLES = 1200
+EXAMPLES = 2500
 
 
 @pytest.fixture(scope="module")
