@@ -96,7 +96,7 @@ def confined(audit_file: Path, text: str, *, writing: bool = False, also: Sequen
     path = resolve(audit_file, text)
     if "\0" in str(path) or len(str(path)) > _LONGEST or any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
         raise SpecError("bad-path", "the path is longer than a file system allows.", "Shorten it.", file=shown)
-    if expand(text, shown).startswith(tuple(f"{world}:" for world in SHIPPED)):
+    if not writing and expand(text, shown).startswith(tuple(f"{world}:" for world in SHIPPED)):
         return path
     real = Path(os.path.realpath(path))
     if writing and any(part.is_symlink() for part in (real, *real.parents)):  # all links are followed but those that lead to themselves

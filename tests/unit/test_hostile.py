@@ -77,6 +77,12 @@ def test_nothing_is_written_through_a_link_that_leads_to_itself(audits: Path, pl
     assert read(audits, **{place: path}) == ["bad-path"]
 
 
+@pytest.mark.parametrize("place", ["store", "reports"])
+@pytest.mark.parametrize("path", ["phantom:shortcut", "signs:foundation"])
+def test_nothing_is_written_where_the_tool_itself_lies(audits: Path, place: str, path: str) -> None:
+    assert read(audits, **{place: path}) == ["path-outside"]
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000])
 def test_paths_that_no_file_system_has(audits: Path, path: str) -> None:
     assert set(read(audits, data__path=path)) <= {"bad-path", "too-long"}
