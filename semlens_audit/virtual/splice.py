@@ -146,7 +146,11 @@ class _Hooks:
         seen = self.spliced.units(own)
         if seen is own:
             return None
-        return replace_first(output, layout.restored(gathered(layout.canonical(seen), components)))
+        changed = layout.restored(gathered(layout.canonical(seen), components))
+        if changed.shape == tensor.shape:
+            # Laid out in memory as it was: what comes next may add up in another order otherwise.
+            changed = torch.empty_like(tensor, requires_grad=False).copy_(changed)
+        return replace_first(output, changed)
 
 
 def splice_virtual(model: torch.nn.Module, layer: str, components: torch.Tensor, centroids: torch.Tensor, size: int) -> None:
