@@ -1,0 +1,262 @@
+"""Whether made-up polysemantic units are recovered, and others left whole: ``python -m tests.benchmarks.virtual [AUDIT.yaml ...]``.
+
+Prints a Markdown table. Units that are the sum of two known units of a layer, with different concepts, are appended to the layer (a 1 x 1
+convolution behind it), each scaled to like size; the network goes on with the original ones. The layer with its sums is indexed and split
+as any other. Everything is built into a temporary folder, or into ``--folder``, where it is kept and taken up again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from semlens_audit import index
+from semlens_audit.atlas.opening import Atlas
+from semlens_audit.atlas.polysemanticity import polysemanticity
+from semlens_audit.components import capture, pool
+from semlens_audit.devices import on_device
+from semlens_audit.execution import Execution
+from semlens_audit.paths import resolve
+from semlens_audit.plan import AuditPlan
+from semlens_audit.progress import LineProgress
+from semlens_audit.proportions import clopper_pearson
+from semlens_audit.scores import gram, unit
+from semlens_audit.spec import read_plan
+from semlens_audit.splitting.fit import Fit, Settings, bare, fit
+from semlens_audit.virtual.splice import splice_virtual
+from semlens_audit.work import Bench, LocalEngine
+
+DEFAULT = ("audits/phantom-clean.yaml", "audits/phantom-shortcut.yaml", "audits/photographs.yaml")
+MOST = 0.3
+"""Polysemanticity that is declared, and below which a unit is known to stand for one thing."""
+APART = 0.2
+"""Most cosine of the centred concept embeddings of two units that are added up, and most share of common top samples."""
+TOP, PURE = 100, 0.95
+
+NETWORK = '''"""A network with units that are sums of two others."""
+
+from pathlib import Path
+
+import torch
+
+from semlens_audit.networks import build
+from semlens_audit.plan import ModelSource
+from semlens_audit.weights import load_weights
+
+SOURCE, WEIGHTS, LAYER = {source!r}, {weights!r}, {layer!r}
+PAIRS, SCALES, WIDTH = {pairs!r}, {scales!r}, {width!r}
+
+
+class Cut(torch.nn.Module):
+    def forward(self, value):
+        return value[:, :WIDTH]
+
+
+def network():
+    model = build(ModelSource.model_validate(SOURCE))
+    load_weights(model, Path(WEIGHTS))
+    mix = torch.nn.Conv2d(WIDTH, WIDTH + len(PAIRS), 1, bias=False)
+    with torch.no_grad():
+        mix.weight.zero_()
+        mix.weight[:WIDTH, :, 0, 0] = torch.eye(WIDTH)
+        for row, (one, other) in enumerate(PAIRS):
+            mix.weight[WIDTH + row, one, 0, 0] = 1.0 / SCALES[row][0]
+            mix.weight[WIDTH + row, other, 0, 0] = 1.0 / SCALES[row][1]
+    above, _, own = LAYER.rpartition(".")
+    parent = model.get_submodule(above) if above else model
+    mixed = torch.nn.Sequential()
+    mixed.add_module("layer", parent.get_submodule(own))
+    mixed.add_module("mix", mix)
+    whole = torch.nn.Sequential()
+    whole.add_module("mixed", mixed)
+    whole.add_module("cut", Cut())
+    parent.add_module(own, whole)
+    return model
+'''
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a layer before sums are appended to it.
+
+    Parameters
+    ----------
+    pairs
+        (P, 2) units that are added up.
+    scales
+        (P, 2) mean pooled activation of either on its reference samples.
+    single
+        Units that are known to stand for one thing: not more polysemantic than is declared, and of the clearer half.
+    width
+        K.
+    """
+
+    pairs: np.ndarray
+    scales: np.ndarray
+    single: np.ndarray
+    width: int
+
+
+def prepared(file: Path, layer: str | None, folder: Path) -> AuditPlan:
+    """The plan of an audit for one layer, whose reference samples are those that activate most; its store in `folder`."""
+    plan = read_plan(file)
+    layer = layer or plan.audit.layers[0]
+    settings = plan.audit.measurement.model_copy(update={"selection": "activation"})
+    update = {
+        "layers": (layer,), "measurement": settings, "store": str(folder / "plain.duckdb"),
+        "sensitivity": plan.audit.sensitivity.model_copy(update={"layers": ()}),
+    }  # fmt: skip
+    return plan.model_copy(update={"audit": plan.audit.model_copy(update=update)})
+
+
+def known(plan: AuditPlan, most: int, seed: int) -> Known:
+    """Units that stand for one thing, and pairs of those that stand for different things."""
+    layer = plan.audit.layers[0]
+    with Atlas(plan) as atlas:
+        source = atlas.layers[layer]
+        present = source.reference_ids >= 0
+        embeddings = np.asarray(source.embeddings)
+        several = polysemanticity(embeddings, present)
+        count = present.sum(axis=1)
+        clear = (gram(embeddings).sum(axis=(1, 2)) - count) / np.maximum(count * (count - 1), 1)
+        alive = ~source.dead & (source.activations > 0).all(axis=1)
+        single = np.flatnonzero(alive & (several <= MOST) & (clear >= np.median(clear[alive])))
+        directions = unit(atlas.concept_embeddings(layer, "centred")[single].astype(np.float64))
+        ids = source.reference_ids
+    rng, pairs = np.random.default_rng(seed), list[tuple[int, int]]()
+    used = np.zeros(len(single), dtype=int)
+    for place in rng.permutation(len(single) ** 2):
+        one, other = divmod(int(place), len(single))
+        shared = len(np.intersect1d(ids[single[one]], ids[single[other]])) / ids.shape[1]
+        if one < other and max(used[one], used[other]) < 3 and directions[one] @ directions[other] <= APART and shared <= APART:
+            used[[one, other]] += 1
+            pairs.append((int(single[one]), int(single[other])))
+        if len(pairs) == most:
+            break
+    chosen = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return Known(chosen, source.activations[chosen].mean(axis=2), single, len(present))
+
+
+def mixed(plan: AuditPlan, found: Known, folder: Path) -> AuditPlan:
+    """The audit of the network with the sums."""
+    source = plan.audit.subject.model
+    assert source.weights is not None
+    weights, layer = str(resolve(plan, source.weights)), plan.audit.layers[0]
+    said = source.model_copy(update={"weights": None}).model_dump(mode="json")
+    text = NETWORK.format(
+        source=said, weights=weights, layer=layer, pairs=found.pairs.tolist(), scales=found.scales.tolist(), width=found.width
+    )
+    file = folder / "network.py"
+    file.write_text(text)
+    model = type(source)(source="code", name=f"{file}:network")
+    subject = plan.audit.subject.model_copy(update={"model": model})
+    update = {"subject": subject, "layers": (f"{layer}.mixed",), "store": str(folder / "mixed.duckdb")}
+    return plan.model_copy(update={"audit": plan.audit.model_copy(update=update)})
+
+
+def purities(bench: Bench, found: Fit, known: Known, layer: str) -> dict[int, float]:
+    """Sum -> share of its top samples that its virtual neurons put with the unit that drove them, the better way round.
+
+    What drove a sample is the unit with the larger largest value, scaled as in the sum. All sums whose circuits could be divided are
+    spliced in, whether or not they would be kept.
+    """
+    sums = sorted(
+        (one for one in found.looked if one.component >= known.width and one.centroids.any()), key=lambda one: one.component
+    )
+    model = bench.subject.model
+    size, total = bench.plan.audit.subject.preprocessing.size, len(bench.data.samples)
+    splice_virtual(
+        model, layer, torch.tensor([one.component for one in sums]), torch.from_numpy(np.stack([one.centroids for one in sums])), size
+    )
+    units, rows, parts = f"{layer}.virtual.units", 32, list[np.ndarray]()
+    for start in range(0, total, rows):
+        images = on_device(bench.images(range(start, min(start + rows, total)), rows), bench.device)
+        with torch.inference_mode(), capture(model, [units]) as seen:
+            model(images)
+            parts.append(pool(seen[units], "max")[: total - start].cpu().numpy())
+    pooled = np.concatenate(parts)
+    result = {}
+    for row, one in enumerate(sums):
+        halves = pooled[:, found.components + 2 * row : found.components + 2 * row + 2]
+        top = np.argsort(-halves.max(axis=1), kind="stable")[:TOP]
+        pair = one.component - known.width
+        drove = pooled[top][:, known.pairs[pair]] / known.scales[pair]
+        agree = float(((halves[top, 0] > 0) == (drove[:, 0] >= drove[:, 1])).mean())
+        result[one.component] = max(agree, 1 - agree)
+    return result
+
+
+def share(hits: int, n: int) -> str:
+    """``97 % (35 of 36; 86–100 %)``."""
+    if not n:
+        return "–"
+    low, high = clopper_pearson(hits, n)
+    return f"{100 * hits / n:.0f} % ({hits} of {n}; {100 * low:.0f}–{100 * high:.0f} %)"
+
+
+def measured(file: Path, layer: str | None, most: int, seed: int, folder: Path) -> Iterator[str]:
+    """Rows of the table for one audit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    progress, where = LineProgress(sys.stderr), Execution(device="cpu")
+    plan = prepared(file, layer, folder)
+    index.build(plan, progress=progress, execution=where)
+    units = known(plan, most, seed)
+    if not len(units.pairs):
+        yield f"| {plan.audit.audit} | `{plan.audit.layers[0]}` | none of {len(units.single)} known units differ enough | | | | | | |"
+        return
+    other = mixed(plan, units, folder)
+    index.build(other, allow_code=True, progress=progress, execution=where)
+    name = other.audit.layers[0]
+    purity: dict[int, float] = {}
+    for threshold in (0.0, MOST):
+        settings = Settings(name, polysemanticity=threshold, references=TOP, at_most=10_000)
+        with Atlas(bare(other, name)) as atlas:
+            engine = LocalEngine(Bench(atlas.plan, atlas.data, allow_code=True, execution=where))
+            found = fit(atlas, engine, settings, progress)
+            if not purity:
+                purity = purities(engine.bench, found, units, name)
+        kept = {one.component for one in found.kept}
+        sums = range(units.width, units.width + len(units.pairs))
+        pure = [one for one in sums if one in kept and purity.get(one, 0.0) >= PURE]
+        single, every = units.single.tolist(), range(units.width)
+        over = {one.component for one in found.looked}
+        yield (
+            f"| {plan.audit.audit} | `{plan.audit.layers[0]}` | {threshold:g} "
+            f"| {share(sum(one in over for one in sums), len(sums))} | {share(sum(one in kept for one in sums), len(sums))} "
+            f"| {100 * np.mean(list(purity.values())):.1f} %, {100 * np.median(list(purity.values())):.1f} % "
+            f"| {share(len(pure), len(sums))} | {share(sum(one not in kept for one in single), len(single))} "
+            f"| {share(sum(one not in kept for one in every), len(every))} |"
+        )
+    (folder / "purity.json").write_text(json.dumps({str(one): value for one, value in purity.items()}, indent=1))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("audits", nargs="*", default=DEFAULT, type=Path)
+    parser.add_argument("--layer", help="of each audit; default: its first")
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path)
+    asked = parser.parse_args()
+    print(
+        "| audit | layer | declared polysemanticity | sums over it | sums split | purity of their top 100: mean, median "
+        "| sums recovered: split, at least 95 % pure | known units left whole | all original units left whole |"
+    )
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as temporary:
+        for file in asked.audits:
+            for line in measured(Path(file), asked.layer, asked.pairs, asked.seed, (asked.folder or Path(temporary)) / Path(file).stem):
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
