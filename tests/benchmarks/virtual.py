@@ -1,8 +1,9 @@
 """Whether made-up polysemantic units are recovered, and others left whole: ``python -m tests.benchmarks.virtual [AUDIT.yaml ...]``.
 
-Prints a Markdown table. Units that are the sum of two known units of a layer, with different concepts, are appended to the layer (a 1 x 1
-convolution behind it), each scaled to like size; the network goes on with the original ones. The layer with its sums is indexed and split
-as any other. Everything is built into a temporary folder, or into ``--folder``, where it is kept and taken up again.
+Prints a Markdown table. Units that are the sum of two known units of a layer, with different concepts, are appended to the layer (two
+1 x 1 convolutions behind it): each of the two counts as far as it is above the level that it reaches on one image in ten, scaled to like
+size, as a unit with a bias and a ReLU answers to either of two things. The network goes on with the original units. The layer with its sums
+is indexed and split as any other. Everything is built into a temporary folder, or into ``--folder``, where it is kept and taken up again.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ DEFAULT = ("audits/phantom-clean.yaml", "audits/phantom-shortcut.yaml", "audits/
 MOST = 0.3
 """Polysemanticity that is declared, and below which a unit is known to stand for one thing."""
 APART = 0.2
-"""Most cosine of the centred concept embeddings of two units that are added up, and most share of common top samples."""
-TOP, PURE = 100, 0.95
+"""Most cosine of the centred concept embeddings of two units that are added up."""
+TOP, REFERENCES, PURE, OFTEN = 100, 30, 0.95, 6
 
 NETWORK = '''"""A network with units that are sums of two others."""
 
@@ -52,7 +53,7 @@ from semlens_audit.plan import ModelSource
 from semlens_audit.weights import load_weights
 
 SOURCE, WEIGHTS, LAYER = {source!r}, {weights!r}, {layer!r}
-PAIRS, SCALES, WIDTH = {pairs!r}, {scales!r}, {width!r}
+PAIRS, LEVELS, SCALES, WIDTH = {pairs!r}, {levels!r}, {scales!r}, {width!r}
 
 
 class Cut(torch.nn.Module):
@@ -60,21 +61,33 @@ class Cut(torch.nn.Module):
         return value[:, :WIDTH]
 
 
+class Mix(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = torch.nn.Conv2d(WIDTH, 2 * len(PAIRS), 1)
+        self.relu = torch.nn.ReLU()
+        self.sums = torch.nn.Conv2d(2 * len(PAIRS), len(PAIRS), 1, bias=False)
+        with torch.no_grad():
+            self.parts.weight.zero_()
+            self.sums.weight.zero_()
+            for row, pair in enumerate(PAIRS):
+                for side in range(2):
+                    self.parts.weight[2 * row + side, pair[side], 0, 0] = 1.0
+                    self.parts.bias[2 * row + side] = -LEVELS[row][side]
+                    self.sums.weight[row, 2 * row + side, 0, 0] = 1.0 / SCALES[row][side]
+
+    def forward(self, value):
+        return torch.cat([value, self.sums(self.relu(self.parts(value)))], dim=1)
+
+
 def network():
     model = build(ModelSource.model_validate(SOURCE))
     load_weights(model, Path(WEIGHTS))
-    mix = torch.nn.Conv2d(WIDTH, WIDTH + len(PAIRS), 1, bias=False)
-    with torch.no_grad():
-        mix.weight.zero_()
-        mix.weight[:WIDTH, :, 0, 0] = torch.eye(WIDTH)
-        for row, (one, other) in enumerate(PAIRS):
-            mix.weight[WIDTH + row, one, 0, 0] = 1.0 / SCALES[row][0]
-            mix.weight[WIDTH + row, other, 0, 0] = 1.0 / SCALES[row][1]
     above, _, own = LAYER.rpartition(".")
     parent = model.get_submodule(above) if above else model
     mixed = torch.nn.Sequential()
     mixed.add_module("layer", parent.get_submodule(own))
-    mixed.add_module("mix", mix)
+    mixed.add_module("mix", Mix())
     whole = torch.nn.Sequential()
     whole.add_module("mixed", mixed)
     whole.add_module("cut", Cut())
@@ -91,8 +104,10 @@ class Known:
     ----------
     pairs
         (P, 2) units that are added up.
+    levels
+        (P, 2) what the pooled activation of either exceeds on one image in ten.
     scales
-        (P, 2) mean pooled activation of either on its reference samples.
+        (P, 2) how far either is above it on average, on the images on which it is highest.
     single
         Units that are known to stand for one thing: not more polysemantic than is declared, and of the clearer half.
     width
@@ -100,6 +115,7 @@ class Known:
     """
 
     pairs: np.ndarray
+    levels: np.ndarray
     scales: np.ndarray
     single: np.ndarray
     width: int
@@ -117,6 +133,17 @@ def prepared(file: Path, layer: str | None, folder: Path) -> AuditPlan:
     return plan.model_copy(update={"audit": plan.audit.model_copy(update=update)})
 
 
+def pooled_activations(bench: Bench, layer: str) -> np.ndarray:
+    """(N, K) largest activation of every unit on every image."""
+    total, rows, parts = len(bench.data.samples), 32, list[np.ndarray]()
+    for start in range(0, total, rows):
+        images = on_device(bench.images(range(start, min(start + rows, total)), rows), bench.device)
+        with torch.inference_mode(), capture(bench.subject.model, [layer]) as seen:
+            bench.subject.model(images)
+            parts.append(pool(seen[layer], "max")[: total - start].cpu().numpy())
+    return np.concatenate(parts)
+
+
 def known(plan: AuditPlan, most: int, seed: int) -> Known:
     """Units that stand for one thing, and pairs of those that stand for different things."""
     layer = plan.audit.layers[0]
@@ -130,19 +157,29 @@ def known(plan: AuditPlan, most: int, seed: int) -> Known:
         alive = ~source.dead & (source.activations > 0).all(axis=1)
         single = np.flatnonzero(alive & (several <= MOST) & (clear >= np.median(clear[alive])))
         directions = unit(atlas.concept_embeddings(layer, "centred")[single].astype(np.float64))
-        ids = source.reference_ids
-    rng, pairs = np.random.default_rng(seed), list[tuple[int, int]]()
-    used = np.zeros(len(single), dtype=int)
+        pooled = pooled_activations(Bench(plan, atlas.data, execution=Execution(device="cpu")), layer)[:, single]
+    levels = np.quantile(pooled, 0.9, axis=0)
+    above = np.maximum(pooled - levels, 0.0)
+    scales = np.sort(above, axis=0)[-REFERENCES:].mean(axis=0)
+    above /= scales
+    rng, pairs, used = np.random.default_rng(seed), list[tuple[int, int]](), np.zeros(len(single), dtype=int)
     for place in rng.permutation(len(single) ** 2):
         one, other = divmod(int(place), len(single))
-        shared = len(np.intersect1d(ids[single[one]], ids[single[other]])) / ids.shape[1]
-        if one < other and max(used[one], used[other]) < 3 and directions[one] @ directions[other] <= APART and shared <= APART:
+        apart = one < other and max(used[one], used[other]) < OFTEN and directions[one] @ directions[other] <= APART
+        if apart and _either_or(above[:, one], above[:, other]):
             used[[one, other]] += 1
-            pairs.append((int(single[one]), int(single[other])))
+            pairs.append((one, other))
         if len(pairs) == most:
             break
     chosen = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return Known(chosen, source.activations[chosen].mean(axis=2), single, len(present))
+    return Known(single[chosen], levels[chosen], scales[chosen], single, len(present))
+
+
+def _either_or(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether nearly all top samples of a sum are driven by one of its parts alone, and enough by either."""
+    top = np.argsort(-(one + other), kind="stable")[:TOP]
+    first, second = (int((a[top] >= 2 * b[top]).sum()) for a, b in ((one, other), (other, one)))
+    return min(first, second) >= TOP // 5 and first + second >= 0.9 * TOP
 
 
 def mixed(plan: AuditPlan, found: Known, folder: Path) -> AuditPlan:
@@ -152,8 +189,9 @@ def mixed(plan: AuditPlan, found: Known, folder: Path) -> AuditPlan:
     weights, layer = str(resolve(plan, source.weights)), plan.audit.layers[0]
     said = source.model_copy(update={"weights": None}).model_dump(mode="json")
     text = NETWORK.format(
-        source=said, weights=weights, layer=layer, pairs=found.pairs.tolist(), scales=found.scales.tolist(), width=found.width
-    )
+        source=said, weights=weights, layer=layer, pairs=found.pairs.tolist(), levels=found.levels.tolist(),
+        scales=found.scales.tolist(), width=found.width,
+    )  # fmt: skip
     file = folder / "network.py"
     file.write_text(text)
     model = type(source)(source="code", name=f"{file}:network")
@@ -165,30 +203,24 @@ def mixed(plan: AuditPlan, found: Known, folder: Path) -> AuditPlan:
 def purities(bench: Bench, found: Fit, known: Known, layer: str) -> dict[int, float]:
     """Sum -> share of its top samples that its virtual neurons put with the unit that drove them, the better way round.
 
-    What drove a sample is the unit with the larger largest value, scaled as in the sum. All sums whose circuits could be divided are
+    What drove a sample is the unit that is farther above its level, scaled as in the sum. All sums whose circuits could be divided are
     spliced in, whether or not they would be kept.
     """
     sums = sorted(
         (one for one in found.looked if one.component >= known.width and one.centroids.any()), key=lambda one: one.component
     )
     model = bench.subject.model
-    size, total = bench.plan.audit.subject.preprocessing.size, len(bench.data.samples)
+    size = bench.plan.audit.subject.preprocessing.size
     splice_virtual(
         model, layer, torch.tensor([one.component for one in sums]), torch.from_numpy(np.stack([one.centroids for one in sums])), size
     )
-    units, rows, parts = f"{layer}.virtual.units", 32, list[np.ndarray]()
-    for start in range(0, total, rows):
-        images = on_device(bench.images(range(start, min(start + rows, total)), rows), bench.device)
-        with torch.inference_mode(), capture(model, [units]) as seen:
-            model(images)
-            parts.append(pool(seen[units], "max")[: total - start].cpu().numpy())
-    pooled = np.concatenate(parts)
+    pooled = pooled_activations(bench, f"{layer}.virtual.units")
     result = {}
     for row, one in enumerate(sums):
         halves = pooled[:, found.components + 2 * row : found.components + 2 * row + 2]
         top = np.argsort(-halves.max(axis=1), kind="stable")[:TOP]
         pair = one.component - known.width
-        drove = pooled[top][:, known.pairs[pair]] / known.scales[pair]
+        drove = (pooled[top][:, known.pairs[pair]] - known.levels[pair]) / known.scales[pair]
         agree = float(((halves[top, 0] > 0) == (drove[:, 0] >= drove[:, 1])).mean())
         result[one.component] = max(agree, 1 - agree)
     return result
@@ -210,7 +242,8 @@ def measured(file: Path, layer: str | None, most: int, seed: int, folder: Path) 
     index.build(plan, progress=progress, execution=where)
     units = known(plan, most, seed)
     if not len(units.pairs):
-        yield f"| {plan.audit.audit} | `{plan.audit.layers[0]}` | none of {len(units.single)} known units differ enough | | | | | | |"
+        none = f"no two of {len(units.single)} known units exclude each other"
+        yield f"| {plan.audit.audit} | `{plan.audit.layers[0]}` | {none} | | | | | | |"
         return
     other = mixed(plan, units, folder)
     index.build(other, allow_code=True, progress=progress, execution=where)

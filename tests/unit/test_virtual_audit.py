@@ -193,10 +193,12 @@ def test_virtual_neurons_are_indexed_as_any_component(audited: AuditPlan, world:
         assert shades[5] | shades[6] == {"red", "blue"}
         assert shades[7] | shades[8] == {"green", "blue"}
         assert {colour(evidence.paths[sample]) for sample in plain.reference_ids[3]} == {"red", "blue"}
-        relevance = units.relevance
-        np.testing.assert_allclose(relevance[..., 5:].reshape(*relevance.shape[:2], 2, 2).sum(axis=3), plain.relevance[..., 3:], rtol=1e-5)
-        np.testing.assert_allclose(relevance[..., :3], plain.relevance[..., :3], rtol=1e-5)
-        assert not relevance[..., 3:5].any()
+        # The layer itself is attributed by relevance propagation, which comes to the same here but for the biases.
+        shares = units.relevance
+        np.testing.assert_allclose(shares[..., 5:].reshape(*shares.shape[:2], 2, 2).sum(axis=3), plain.relevance[..., 3:], rtol=1e-3)
+        np.testing.assert_allclose(shares[..., :3], plain.relevance[..., :3], rtol=1e-3)
+        assert not shares[..., 3:5].any()
+        assert (shares[..., 5:].reshape(*shares.shape[:2], 2, 2) == 0).any(axis=3).all()
         assert units.chosen is not None
         assert units.chosen[0] == "activation_x_gradient"
         assert "no rule of relevance propagation" in units.chosen[1]
