@@ -43,6 +43,8 @@ class SplitComponent(_Said):
         Samples in either cluster of circuits.
     clarity, clarity_split
         Of its reference samples together, and the mean over the two clusters weighted by their samples.
+    apart
+        1 - cosine of the mean embeddings of the two clusters, 0 to 1.
     p
         Of the permutation test, adjusted over all components that were looked at.
     """
@@ -52,6 +54,7 @@ class SplitComponent(_Said):
     sizes: tuple[int, int]
     clarity: float
     clarity_split: float
+    apart: float
     p: float
 
 

@@ -22,7 +22,9 @@ __all__ = ["split"]
 def split(
     audit: AuditFile,
     layer: Annotated[str, typer.Option(help="Layer of the audit whose components are looked at; its index must be complete.")],
-    polysemanticity: Annotated[float, typer.Option(min=0.0, max=1.0, help="Look at components over this polysemanticity.")] = 0.3,
+    polysemanticity: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Look at components over this, and keep groups that are farther apart than this.")
+    ] = 0.3,
     references: Annotated[
         int, typer.Option(min=4, max=10_000, help="Samples that activate a component most, whose circuits are divided.")
     ] = 100,
@@ -47,7 +49,8 @@ def split(
 
     Of each component over the declared polysemanticity, the samples that activate it most are divided in two by their circuits: which
     components of the layer's input drive it, by activation x gradient. A split is kept only where the reference samples of the index are
-    significantly clearer within the two groups than within random ones. Components that stand for one thing stay whole.
+    significantly clearer within the two groups than within random ones, and the groups farther apart than the declared value. Components
+    that stand for one thing stay whole.
 
     To audit the virtual neurons, name the file in [cyan]subject.virtual_neurons[/] of the audit and [cyan]LAYER.virtual.units[/] among
     its layers.

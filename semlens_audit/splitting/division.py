@@ -1,4 +1,4 @@
-"""Circuits divided into two groups, and whether the division makes what the groups mean clearer. Pure functions of NumPy arrays."""
+"""Circuits divided into two groups, and what is gained by the division. Pure functions of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit.atlas.polysemanticity import halves
+from semlens_audit.scores import unit
 
 __all__ = ["Comparison", "clarity_raised", "divided", "one_of_each"]
 
 _TIED = 1e-12
+_ALIKE = 1e-6
+"""Difference of circuits, in their usual length, that rounding alone makes."""
 
 
 def divided(circuits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -30,12 +33,12 @@ def divided(circuits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     scale = float(np.sqrt(np.square(circuits).sum(axis=1).mean()))  # a circuit of many components is short
     values = circuits / scale if scale > 0 else circuits
+    if np.ptp(values, axis=0).max() <= _ALIKE:
+        return np.repeat(circuits.mean(axis=0)[None], 2, axis=0), np.ones(len(circuits), dtype=bool)
     first = halves(values[None], np.ones((1, len(circuits)), dtype=bool)).first[0]
     size = int(first.sum())
     if 2 * size < len(first) or (2 * size == len(first) and not first[0]):
         first = ~first
-    if first.all():
-        return np.repeat(circuits.mean(axis=0)[None], 2, axis=0), first
     return np.stack([circuits[first].mean(axis=0), circuits[~first].mean(axis=0)]), first
 
 
@@ -53,6 +56,9 @@ class Comparison:
         The same within either group.
     after
         Mean of the two, weighted by their samples.
+    apart
+        ``1 - cos`` of the mean embeddings of the two groups, 0 to 1: polysemanticity with the groups of circuits in the place of those
+        of embeddings. A cosine below 0 counts as 0.
     p
         Share of random divisions into groups of the same sizes whose clarity is as high, the division itself counted.
     """
@@ -61,6 +67,7 @@ class Comparison:
     before: float
     groups: tuple[float, float]
     after: float
+    apart: float
     p: float
 
 
@@ -102,7 +109,9 @@ def clarity_raised(embeddings: np.ndarray, first: np.ndarray, rng: np.random.Gen
     drawn = rng.permuted(np.broadcast_to(first, (draws, len(first))), axis=1)
     random = (sizes[0] * _within(inner, drawn) + sizes[1] * _within(inner, ~drawn)) / len(first)
     p = (1 + int((random >= after - _TIED).sum())) / (1 + draws)
-    return Comparison(sizes, float(_within(inner, np.ones((1, len(first)), dtype=bool))[0]), (float(one), float(other)), after, p)
+    means = unit(np.stack([vectors[first].mean(axis=0), vectors[~first].mean(axis=0)]))
+    apart = 1.0 - float(np.clip(means[0] @ means[1], 0.0, 1.0))
+    return Comparison(sizes, float(_within(inner, np.ones((1, len(first)), dtype=bool))[0]), (float(one), float(other)), after, apart, p)
 
 
 def _within(inner: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Components of a layer that stand for two things, split by what drives them (PURE, Dreyer et al. 2024, arXiv 2404.06453).
 
 A component over the declared polysemanticity is split where the circuits of the samples that activate it most fall into two groups, and
-where these groups are clearer than chance: the reference samples of the index, divided as the spliced network divides any sample, are held
-against random divisions, and the p-values adjusted over all components that were looked at (Benjamini and Hochberg).
+where these groups are clearer than chance and stand for things as different as was declared. For that, the reference samples of the index
+are divided as the spliced network divides any sample, and held against random divisions; p-values are adjusted over all components that
+were looked at (Benjamini and Hochberg).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Settings:
     layer
         Whose components; the audit's index has it.
     polysemanticity
-        Components above it are looked at, 0 to 1.
+        Components above it are looked at, and split only into virtual neurons that are farther apart than it, 0 to 1.
     references
         Samples that activate a component most, whose circuits are divided.
     smallest
@@ -245,8 +246,12 @@ def _judged(looked: list[Looked], settings: Settings) -> tuple[Looked, ...]:
     p = np.array([1.0 if one.comparison is None else one.comparison.p for one in looked])
     judged = []
     for one, adjusted in zip(looked, benjamini_hochberg(p).tolist(), strict=True):
-        kept = one.comparison is not None and adjusted <= settings.level
-        reason = one.reason or ("" if kept else "its groups are no clearer than random ones")
+        reason = one.reason
+        if one.comparison is not None and adjusted > settings.level:
+            reason = "its groups are no clearer than random ones"
+        elif one.comparison is not None and one.comparison.apart <= settings.polysemanticity:
+            reason = f"its groups are alike: {one.comparison.apart:.2f} apart"
+        kept = not reason
         judged.append(Looked(one.component, one.polysemanticity, one.sizes, one.comparison, adjusted, kept, reason, one.centroids))
     return tuple(judged)
 
@@ -266,7 +271,7 @@ def write_fit(atlas: Atlas, engine: Engine, found: Fit, out: Path) -> Splitting:
         splits.append(
             SplitComponent(
                 component=one.component, polysemanticity=one.polysemanticity, sizes=one.sizes, clarity=one.comparison.before,
-                clarity_split=one.comparison.after, p=one.adjusted,
+                clarity_split=one.comparison.after, apart=one.comparison.apart, p=one.adjusted,
             )
         )
     said = Splitting(

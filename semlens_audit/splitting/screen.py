@@ -36,6 +36,7 @@ def _row(one: Looked) -> dict[str, Any]:
         "clarity": None if compared is None else compared.before,
         "clarity_split": None if compared is None else compared.after,
         "clarity_groups": None if compared is None else list(compared.groups),
+        "apart": None if compared is None else compared.apart,
         "p": None if compared is None else compared.p,
         "p_adjusted": one.adjusted,
         "split": one.kept,
@@ -49,7 +50,7 @@ def summary(found: Fit) -> str:
     said = (
         f"{settings.layer}: {found.over:,} of {found.judged:,} components with reference samples have a polysemanticity over "
         f"{settings.polysemanticity:g}; {len(found.kept):,} of {len(found.looked):,} that were looked at are split, at an adjusted p of "
-        f"at most {settings.level:g}."
+        f"at most {settings.level:g} into groups farther apart than that."
     )
     if found.over > len(found.looked):
         said += f" {found.over - len(found.looked):,} less polysemantic ones were not looked at: raise --at-most."
@@ -66,7 +67,7 @@ def print_fit(found: Fit) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for name, side in (
             ("component", "right"), ("polysemanticity", "right"), ("samples", "right"), ("clarity", "right"), ("split", "right"),
-            ("p adjusted", "right"), ("", "left"),
+            ("apart", "right"), ("p adjusted", "right"), ("", "left"),
         ):  # fmt: skip
             table.add_column(name, justify=side)  # type: ignore[arg-type]
         for one in found.looked:
@@ -77,6 +78,7 @@ def print_fit(found: Fit) -> None:
                 f"{one.sizes[0]} + {one.sizes[1]}" if one.sizes[1] else str(one.sizes[0]),
                 "–" if compared is None else f"{compared.before:.3f}",
                 "–" if compared is None else f"{compared.after:.3f}",
+                "–" if compared is None else f"{compared.apart:.2f}",
                 "–" if compared is None else f"{one.adjusted:.2g}",
                 Text("split", style="green") if one.kept else Text(one.reason, style="dim"),
             )
@@ -88,6 +90,8 @@ def print_fit(found: Fit) -> None:
         console.print(
             Text(
                 f"Samples: of the {settings.references} that activate a component most, in either group of circuits. Clarity: of the up to "
-                f"{found.compared} reference samples of the index, together, and within their groups on average.", style="dim",
-            )  # fmt: skip
+                f"{found.compared} reference samples of the index, together, and within their groups on average. Apart: 1 - cosine of the "
+                "groups' means.",
+                style="dim",
+            )
         )

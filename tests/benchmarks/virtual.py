@@ -23,6 +23,7 @@ from semlens_audit import index
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.polysemanticity import polysemanticity
 from semlens_audit.components import capture, pool
+from semlens_audit.data import DataSet, open_data
 from semlens_audit.devices import on_device
 from semlens_audit.execution import Execution
 from semlens_audit.paths import resolve
@@ -37,10 +38,10 @@ from semlens_audit.work import Bench, LocalEngine
 
 DEFAULT = ("audits/phantom-clean.yaml", "audits/phantom-shortcut.yaml", "audits/photographs.yaml")
 MOST = 0.3
-"""Polysemanticity that is declared, and below which a unit is known to stand for one thing."""
+"""Polysemanticity that is declared."""
 APART = 0.2
 """Most cosine of the centred concept embeddings of two units that are added up."""
-TOP, REFERENCES, PURE, OFTEN = 100, 30, 0.95, 6
+TOP, REFERENCES, PURE, OFTEN, OFTEN_SEEN = 100, 30, 0.95, 6, 0.6
 
 NETWORK = '''"""A network with units that are sums of two others."""
 
@@ -109,7 +110,8 @@ class Known:
     scales
         (P, 2) how far either is above it on average, on the images on which it is highest.
     single
-        Units that are known to stand for one thing: not more polysemantic than is declared, and of the clearer half.
+        Units that are known to stand for one thing. Where the data says what is in its images: those of whose top 30 images 95 % have one
+        attribute in common, which no more than 60 % of all have. Elsewhere those of the clearer half that are not polysemantic.
     width
         K.
     """
@@ -147,17 +149,10 @@ def pooled_activations(bench: Bench, layer: str) -> np.ndarray:
 def known(plan: AuditPlan, most: int, seed: int) -> Known:
     """Units that stand for one thing, and pairs of those that stand for different things."""
     layer = plan.audit.layers[0]
-    with Atlas(plan) as atlas:
-        source = atlas.layers[layer]
-        present = source.reference_ids >= 0
-        embeddings = np.asarray(source.embeddings)
-        several = polysemanticity(embeddings, present)
-        count = present.sum(axis=1)
-        clear = (gram(embeddings).sum(axis=(1, 2)) - count) / np.maximum(count * (count - 1), 1)
-        alive = ~source.dead & (source.activations > 0).all(axis=1)
-        single = np.flatnonzero(alive & (several <= MOST) & (clear >= np.median(clear[alive])))
-        directions = unit(atlas.concept_embeddings(layer, "centred")[single].astype(np.float64))
-        pooled = pooled_activations(Bench(plan, atlas.data, execution=Execution(device="cpu")), layer)[:, single]
+    data = open_data(plan)
+    every = pooled_activations(Bench(plan, data, execution=Execution(device="cpu")), layer)
+    single, different = _told_by_data(data, every) if data.attributes else _told_by_crops(plan)
+    pooled = every[:, single]
     levels = np.quantile(pooled, 0.9, axis=0)
     above = np.maximum(pooled - levels, 0.0)
     scales = np.sort(above, axis=0)[-REFERENCES:].mean(axis=0)
@@ -165,14 +160,39 @@ def known(plan: AuditPlan, most: int, seed: int) -> Known:
     rng, pairs, used = np.random.default_rng(seed), list[tuple[int, int]](), np.zeros(len(single), dtype=int)
     for place in rng.permutation(len(single) ** 2):
         one, other = divmod(int(place), len(single))
-        apart = one < other and max(used[one], used[other]) < OFTEN and directions[one] @ directions[other] <= APART
+        apart = one < other and max(used[one], used[other]) < OFTEN and different[one, other]
         if apart and _either_or(above[:, one], above[:, other]):
             used[[one, other]] += 1
             pairs.append((one, other))
         if len(pairs) == most:
             break
     chosen = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return Known(single[chosen], levels[chosen], scales[chosen], single, len(present))
+    return Known(single[chosen], levels[chosen], scales[chosen], single, every.shape[1])
+
+
+def _told_by_data(data: DataSet, pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Known units, and (n, n) whether two of them are known for different attributes."""
+    assert data.attributes is not None
+    has = np.stack([column == 1 for column in data.attributes.values()], axis=1)
+    common = has[np.argsort(-pooled, axis=0, kind="stable")[:REFERENCES]].mean(axis=0)
+    common[:, has.mean(axis=0) > OFTEN_SEEN] = 0.0
+    single = np.flatnonzero((common.max(axis=1) >= PURE) & (pooled.max(axis=0) > 0))
+    named = common[single].argmax(axis=1)
+    return single, named[:, None] != named
+
+
+def _told_by_crops(plan: AuditPlan) -> tuple[np.ndarray, np.ndarray]:
+    """The same as far as the foundation model tells."""
+    layer = plan.audit.layers[0]
+    with Atlas(plan) as atlas:
+        source = atlas.layers[layer]
+        present, embeddings = source.reference_ids >= 0, np.asarray(source.embeddings)
+        several, count = polysemanticity(embeddings, present), present.sum(axis=1)
+        clear = (gram(embeddings).sum(axis=(1, 2)) - count) / np.maximum(count * (count - 1), 1)
+        alive = ~source.dead & (source.activations > 0).all(axis=1)
+        single = np.flatnonzero(alive & (several <= MOST) & (clear >= np.median(clear[alive])))
+        directions = unit(atlas.concept_embeddings(layer, "centred")[single].astype(np.float64))
+    return single, directions @ directions.T <= APART
 
 
 def _either_or(one: np.ndarray, other: np.ndarray) -> bool:

@@ -353,7 +353,7 @@ def test_parting_and_gathering_are_inverse() -> None:
 
 
 def splitting(**changes: object) -> Splitting:
-    one = SplitComponent(component=1, polysemanticity=0.5, sizes=(60, 40), clarity=0.4, clarity_split=0.7, p=0.001)
+    one = SplitComponent(component=1, polysemanticity=0.5, sizes=(60, 40), clarity=0.4, clarity_split=0.7, apart=0.6, p=0.001)
     values = {
         "layer": "second", "width": 6, "inputs": 5, "subject": "0" * 64, "preprocessing": Preprocessing(size=SIDE), "data": "1" * 64,
         "foundation": "2" * 64, "polysemanticity": 0.3, "references": 100, "smallest": 10, "level": 0.05, "at_most": 64, "seed": 0,
