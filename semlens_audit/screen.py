@@ -240,7 +240,7 @@ def print_components(
     if tested:
         console.print(Text("✓: significantly near; z, adj. p: against random reference sets, adjusted for all components", style="dim"))
     if worded:
-        console.print(Text("words: everyday words that come as near", style="dim"))
+        console.print(Text("words: everyday words that stand out as much for any component", style="dim"))
     console.print(Text(f"relevance: share of the relevance for {class_name} in the layer", style="dim"))
 
 

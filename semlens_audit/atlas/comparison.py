@@ -13,7 +13,7 @@ from semlens_audit.atlas.held import Held, draw_matches, hold
 from semlens_audit.atlas.judged import Told, describe_concepts, describe_pairs, judge, set_similarities, state_shares
 from semlens_audit.atlas.matching import one_to_one
 from semlens_audit.atlas.opening import Atlas, chosen_layers
-from semlens_audit.atlas.shifts import common_concepts, counted, firm, flowed, has_kin, meant, shifts
+from semlens_audit.atlas.shifts import common_concepts, counted, firm, flowed, kin, meant, shifts
 from semlens_audit.digest import digest
 from semlens_audit.errors import UsageError
 from semlens_audit.foundation import foundation_digest
@@ -134,8 +134,10 @@ def compare_layers(one: Atlas, layer: str, other: Atlas, other_layer: str, class
     described = describe_pairs(one.plan, sides, pairs, drawn.pairs, moved, paired=paired)
     singles = []
     for at, side in enumerate(sides):
-        kin = has_kin(side.directions, sides[1 - at].directions, side.chance.level, (kinds[at], kinds[1 - at]), len(concepts))
-        told = Told([[*concepts, None][kind] for kind in kinds[at]], kin, firm(held[at], level))
+        against = sides[1 - at]
+        levels = (side.chance.level, against.chance.level)
+        near, same = kin(side.directions, against.directions, levels, (kinds[at], kinds[1 - at]), len(concepts))
+        told = Told([[*concepts, None][kind] for kind in kinds[at]], near, same, firm(held[at], level))
         singles.append(judge(one.plan, _SIDES[at], side, drawn.centred[at], pairs[at], told))
     by_concept = []
     if left.flow is not None and right.flow is not None:

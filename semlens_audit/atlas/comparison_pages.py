@@ -18,10 +18,10 @@ from semlens_audit.atlas.comparison_words import (
     similarity_rows,
     state_rows,
 )
-from semlens_audit.atlas.measure_figures import Dot, DotRow, PairPoint, dots, pair_plot
+from semlens_audit.atlas.measure_figures import Dot, DotRow, PairPoint, Span, dots, pair_plot
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.pages import longest_share, render_page, sources
-from semlens_audit.figures import SCREEN, Domain, Figure
+from semlens_audit.figures import SCREEN, Figure
 from semlens_audit.pages import Fact, Table
 from semlens_audit.wording import count, format_number
 
@@ -115,7 +115,8 @@ def _section(first: Atlas, second: Atlas, found: LayerComparison, top: int) -> _
             f"{labels.get(row.concept or '', 'unexplained')} {percent(row.first.value)} and {percent(row.second.value)}"
             for row in found.concept_shares
         )
-        figure = dots(rows, Domain.over("share", []), SCREEN, f"{alt}.")
+        ends = [side.interval.high for row in found.concept_shares for side in (row.first, row.second) if side.interval is not None]
+        figure = dots(rows, Span.holding("share", ends, 0.0), SCREEN, f"{alt}.")
         table = Table(
             caption=f"Relevance for {found.class_name} by concept",
             head=("Concept", names[0], names[1], "Change, percentage points", "Beyond noise"),
@@ -206,7 +207,8 @@ def _named(made: ComponentCard, found: LayerComparison, side: Side) -> Component
 def _single_card(atlas: Atlas, found: LayerComparison, one: Single) -> ComponentCard:
     layer = found.second.layer if one.side == "second" else found.first.layer
     facts = [("counted for", one.concept)] if one.concept is not None else []
-    facts.append(("nearest there", f"{one.nearest if one.nearest is not None else 'none'}, {cosine(one.similarity, one.interval)}"))
+    if one.nearest is not None:
+        facts.append((f"nearest on the other side: component {one.nearest} at", cosine(one.similarity, one.interval)))
     if one.level is not None:
         facts.append(("random sets reach", format_number(one.level, 2)))
     made = card(atlas, layer, one.component, facts=facts, references=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -20,9 +21,11 @@ from semlens_audit.atlas.comparison_words import (
     similarity_rows,
     state_rows,
 )
-from semlens_audit.atlas.measures import MeasureTable
 from semlens_audit.terminal import Text
 from semlens_audit.wording import count, format_number
+
+if TYPE_CHECKING:
+    from semlens_audit.atlas.measures import MeasureTable
 
 __all__ = ["print_comparison", "print_measures"]
 
@@ -83,7 +86,8 @@ def print_comparison(found: Comparison, *, top: int, files: Sequence[str] = (), 
         console.print()
         console.print(_table(["set similarity", "seen", "components", "value", "other components", "chance"], similarity_rows(layer)))
         console.print()
-        console.print(_table(["layer", "state", "components", "relevance"], state_rows(layer), numeric=("components",)))
+        states = ["layer", "state", "components", "relevance"]
+        console.print(_table(states, state_rows(layer), numeric=("components",), unless=layer.class_name))
         if layer.concept_shares:
             rows = [
                 ("●" if row.changed else "", row.concept or "unexplained", between(row.first), between(row.second), points(row.change))
@@ -112,7 +116,7 @@ def _lists(console: Console, layer: LayerComparison, top: int) -> None:
                 for one in members[:top]
             ]
             console.print()
-            console.print(_table([state, "counted for", "relevance", "nearest there", "chance", ""], rows))
+            console.print(_table([state, "counted for", "relevance", "nearest there", "chance", ""], rows, unless=layer.class_name))
             if len(members) > top:
                 console.print(Text(f"and {count(len(members) - top, 'more', 'more')}", style="dim"))
     pairs = sorted(layer.pairs, key=lambda one: (not one.shifted, -abs((one.second_share or 0.0) - (one.first_share or 0.0))))
@@ -128,17 +132,21 @@ def _lists(console: Console, layer: LayerComparison, top: int) -> None:
             for one in pairs[:top]
         ]
         console.print()
-        console.print(_table(["pair", "similarity", "counted for", "relevance", "change, points"], cells))
+        console.print(_table(["pair", "similarity", "counted for", "relevance", "change, points"], cells, unless=layer.class_name))
         if len(pairs) > top:
             console.print(Text(f"and {count(len(pairs) - top, 'more pair')}", style="dim"))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()) -> Table:
+def _table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = (), unless: str | None = ""
+) -> Table:
+    """A table; without columns on relevance where `unless`, the class that it is for, is None."""
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="dim", expand=False)
-    for name in heads:
-        table.add_column(name, justify="right" if name in numeric else "left", overflow="fold")
+    kept = [place for place, name in enumerate(heads) if unless is not None or name not in ("relevance", "change, points")]
+    for place in kept:
+        table.add_column(heads[place], justify="right" if heads[place] in numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(row[place]) for place in kept))
     return table
 
 

@@ -62,7 +62,9 @@ def cosine(value: float | None, spread: Interval | None) -> str:
 
 def sentences(found: LayerComparison) -> list[str]:
     """What a reader has to know first."""
-    said = []
+    said = _moved(found)
+    for state in ("learned", "lost"):
+        said += _apart(found, state)
     for side in ("first", "second"):
         own = found.first if side == "first" else found.second
         parts = [
@@ -75,9 +77,6 @@ def sentences(found: LayerComparison) -> list[str]:
             said.append(f"{alive}, {join(parts)}{f'; {own.dead:,} more are never active' if own.dead else ''}.")
         else:
             said.append(f"{own.layer} in {own.audit} has no component with reference samples: nothing in it can be compared.")
-    said += _moved(found)
-    for state in ("learned", "lost"):
-        said += _apart(found, state)
     changed = sum(pair.changed for pair in found.pairs)
     if found.class_name is not None and found.pairs:
         amount = f"{changed:,}" if changed else "None"

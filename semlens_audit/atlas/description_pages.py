@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from semlens_audit.atlas.cards import ComponentCard, card
 from semlens_audit.atlas.description import Described, Description, Group, LayerDescription
-from semlens_audit.atlas.description_words import direction, group_name, likeness_text, meaning, percent, sentences
+from semlens_audit.atlas.description_words import (
+    direction,
+    group_name,
+    likeness_text,
+    meaning,
+    percent,
+    sentences,
+    shown_groups,
+)
 from semlens_audit.atlas.graph import AttributionGraph
 from semlens_audit.atlas.graph_figure import draw_graph
 from semlens_audit.atlas.opening import Atlas
@@ -125,9 +133,7 @@ def _names(atlas: Atlas, found: Description) -> dict[tuple[str, int], str]:
 
 
 def _layer(atlas: Atlas, found: Description, layer: LayerDescription, groups: int) -> _LayerView:
-    # What nothing is said of is shown too, however many groups there are: it is what an auditor asks about.
-    shown = [*layer.groups[:groups], *(group for group in layer.groups[groups:] if group.kind == "unclear")]
-    rest = [group for group in layer.groups if group not in shown]
+    shown, rest = shown_groups(layer, groups)
     left = f"{len(rest):,} more groups carry {percent(sum(group.share for group in rest))} together." if rest else ""
     return _LayerView(
         layer=layer.layer,

@@ -9,7 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from semlens_audit.atlas.description import Description, LayerDescription
-from semlens_audit.atlas.description_words import direction, group_name, likeness_text, meaning, percent, sentences
+from semlens_audit.atlas.description_words import (
+    direction,
+    group_name,
+    likeness_text,
+    meaning,
+    percent,
+    sentences,
+    shown_groups,
+)
 from semlens_audit.atlas.graph import AttributionGraph
 from semlens_audit.terminal import Text
 from semlens_audit.wording import format_number
@@ -41,9 +49,9 @@ def print_description(
             console.print(Text(sentence))
         console.print()
         console.print(_groups(layer, found, top))
-        if len(layer.groups) > top:
-            rest = sum(group.share for group in layer.groups[top:])
-            console.print(Text(f"and {len(layer.groups) - top:,} more groups with {percent(rest)} together", style="dim"))
+        if rest := shown_groups(layer, top)[1]:
+            share = percent(sum(group.share for group in rest))
+            console.print(Text(f"and {len(rest):,} more groups with {share} together", style="dim"))
         console.print()
         console.print(_components(layer, found, top))
         console.print()
@@ -63,7 +71,7 @@ def _table(*heads: tuple[str, bool]) -> Table:
 
 def _groups(layer: LayerDescription, found: Description, top: int) -> Table:
     table = _table(("meaning", False), ("relevance", True), ("speaks", False), ("likeness", True), ("components", False))
-    for group in layer.groups[:top]:
+    for group in shown_groups(layer, top)[0]:
         shown = " ".join(str(number) for number in group.components[:6])
         more = f" and {len(group.components) - 6} more" if len(group.components) > 6 else ""
         cells = [group_name(group), percent(group.share), direction(group.signed, found.class_name), likeness_text(group), shown + more]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from semlens_audit.atlas.description import Described, Group, LayerDescription
 from semlens_audit.wording import NARROW, count, format_measured, format_number, join
 
-__all__ = ["direction", "group_name", "meaning", "percent", "sentences"]
+__all__ = ["direction", "group_name", "likeness_text", "meaning", "percent", "sentences", "shown_groups"]
 
 
 def percent(share: float) -> str:
@@ -15,10 +15,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}{NARROW}%"
 
 
+def shown_groups(found: LayerDescription, top: int) -> tuple[list[Group], list[Group]]:
+    """The groups that are shown, and those left out: the first `top`, and in any case what nothing is said of."""
+    shown = [group for place, group in enumerate(found.groups) if place < top or group.kind == "unclear"]
+    return shown, [group for group in found.groups if group not in shown]
+
+
 def direction(signed: float, class_name: str) -> str:
-    """Whether components speak for a class: ``for melanoma``, ``mostly against melanoma``, ``either way``."""
+    """Whether components speak for a class: ``for melanoma``, ``mostly against melanoma``, ``both for and against melanoma``."""
     if abs(signed) < 0.2:
-        return "either way"
+        return f"both for and against {class_name}"
     return f"{'' if abs(signed) >= 0.8 else 'mostly '}{'for' if signed > 0 else 'against'} {class_name}"
 
 

@@ -22,7 +22,7 @@ from semlens_audit.atlas.opening import Atlas
 from semlens_audit.errors import UsageError
 from semlens_audit.images import read_image
 from semlens_audit.paths import examples_root
-from semlens_audit.plain_text import escape_json, one_line
+from semlens_audit.plain_text import find_hidden, one_line
 from semlens_audit.plan import Example
 from semlens_audit.wording import count, format_number, join
 
@@ -166,7 +166,7 @@ def _comment(one: DraftedConcept, found: Description) -> str:
     if one.examples:
         said.append(
             f"Defined by {count(len(one.examples), 'crop')} of their own, so that they align with it whatever it is: say what the crops"
-            " show, and take out those that do not show it."
+            " show, and take out those that do not show it. Other components may align with it too."
         )
     elif not one.descriptions:
         said.append("Describe in words what the crops of `semlens-audit describe` show.")
@@ -186,8 +186,9 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """A quoted scalar that every YAML reader takes for this very text."""
-    return escape_json(json.dumps(text, ensure_ascii=False))
+    """A quoted scalar that every YAML reader takes for this very text; what would not be seen is written out."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(one if one.isprintable() and find_hidden(one) is None else f"\\U{ord(one):08x}" for one in quoted)
 
 
 def _example(example: Example) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +52,16 @@ class EmbeddedWords:
         what a unit-length embedding is multiplied with, of the others the mean embedding of their images.
     sha256
         Digest of everything that the probes depend on: foundation model, templates, kind of probe, words, images.
+    from_data
+        Words with an example image that is a sample of the audited data, too. They are easier to get than p says: a component that has
+        the very picture among its reference samples stands out, and only a few of the random crops were taken from it.
     """
 
     words: Sequence[str]
     read: int
     parts: Sequence[Callable[[], np.ndarray]]
     sha256: str
+    from_data: int = 0
 
     def blocks(self, centre: np.ndarray) -> Iterator[WordBlock]:
         """All words, some at a time.
@@ -117,7 +122,7 @@ def embed_words(atlas: Atlas, vocabulary: Vocabulary, progress: Progress | None 
                 key, compute = digest([*common, "examples", pictures.identity(examples)]), _bound(pictures, examples)
             parts.append(_kept(cache_folder(atlas.store.path) / f"{key[:32]}.words", (len(some), dimension), compute, advance, held))
             keys.append(key)
-    return EmbeddedWords(words, vocabulary.read, parts, digest([keys, list(words)]))
+    return EmbeddedWords(words, vocabulary.read, parts, digest([keys, list(words)]), pictures.from_data)
 
 
 def _bound(probes: Callable[..., np.ndarray], items: Sequence[object]) -> Callable[[Callable[[int], object]], np.ndarray]:
@@ -154,10 +159,16 @@ class _PictureProbes:
     def __init__(self, atlas: Atlas) -> None:
         self._atlas = atlas
         self._digests: dict[Path, str] = {}
+        self.from_data = 0
 
     def identity(self, examples: Sequence[Sequence[WordExample]]) -> list[list[tuple[str, object]]]:
-        """Content of the images, with their boxes."""
+        """Content of the images, with their boxes; counts the words whose images are among the data."""
+        self.from_data += sum(any(self._digest(one) in self._data for one in some) for some in examples)
         return [[(self._digest(one), list(one.box) if one.box else None) for one in some] for some in examples]
+
+    @cached_property
+    def _data(self) -> frozenset[str]:
+        return frozenset(sample.sha256 for sample in self._atlas.data.samples)
 
     def _digest(self, example: WordExample) -> str:
         if example.image not in self._digests:

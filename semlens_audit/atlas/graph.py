@@ -176,29 +176,25 @@ def attribution_graph(
     with placed_in_audit(atlas.plan):
         order = circuits.order()
         position = list(atlas.plan.spec.classes).index(class_name)
+        share = {layer: atlas.shares(layer)[position] for layer in order}
         last = order[-1]
-        ranked = np.argsort(-atlas.shares(last)[position], kind="stable")
-        alive = [int(k) for k in ranked if (atlas.layers[last].reference_ids[k] >= 0).any() and atlas.shares(last)[position, k] > 0]
-        chosen: dict[str, list[int]] = {last: alive[:top]}
-        weight = {k: float(atlas.shares(last)[position, k]) for k in chosen[last]}
+        chosen = {last: _most_relevant(atlas, last, share[last], top)}
+        weight = {k: float(share[last][k]) for k in chosen[last]}
         nodes: dict[str, tuple[Node, ...]] = {}
         edges: dict[str, tuple[Edge, ...]] = {}
         for earlier, later in zip(order[-2::-1], order[:0:-1], strict=True):
             found = circuits.between(earlier, later, chosen[later])
             kept = {k: edges_of(atlas, later, k, raw, feeders) for k, raw in found.items()}
-            inflow: dict[int, float] = {}
-            for k, (some, _) in kept.items():
-                for edge in some:
-                    inflow[edge.earlier] = inflow.get(edge.earlier, 0.0) + weight[k] * abs(edge.share)
+            inflow = _inflow([edge for some, _ in kept.values() for edge in some], weight)
             names = sorted(inflow, key=lambda j: (-inflow[j], j))[:most]
             edges[later] = tuple(edge for some, _ in kept.values() for edge in some if edge.earlier in names)
             shown = {k: sum(abs(edge.share) for edge in edges[later] if edge.later == k) for k in kept}
             nodes[later] = tuple(
-                Node(later, k, float(atlas.shares(later)[position, k]), *kept[k][1], min(shown[k], 1.0)) for k in chosen[later]
+                Node(later, k, float(share[later][k]), *kept[k][1], min(shown[k], 1.0)) for k in chosen[later]
             )
             chosen[earlier], weight = names, inflow
         first = order[0]
-        nodes[first] = tuple(Node(first, j, float(atlas.shares(first)[position, j])) for j in chosen[first])
+        nodes[first] = tuple(Node(first, j, float(share[first][j])) for j in chosen[first])
     return AttributionGraph(
         class_name,
         tuple(order),
@@ -210,6 +206,20 @@ def attribution_graph(
         feeders,
         circuits.device,
     )
+
+
+def _most_relevant(atlas: Atlas, layer: str, share: np.ndarray, top: int) -> list[int]:
+    """The first components by share, of those that carry any and have a reference sample."""
+    alive = (share > 0) & (atlas.layers[layer].reference_ids >= 0).any(axis=1)
+    return [int(k) for k in np.argsort(-share, kind="stable") if alive[k]][:top]
+
+
+def _inflow(edges: Sequence[Edge], weight: dict[int, float]) -> dict[int, float]:
+    """Earlier component -> what it feeds, each edge weighted by what it leads to."""
+    found: dict[int, float] = {}
+    for edge in edges:
+        found[edge.earlier] = found.get(edge.earlier, 0.0) + weight[edge.later] * abs(edge.share)
+    return found
 
 
 def edges_of(

@@ -30,13 +30,16 @@ class Told:
     ----------
     concepts
         K ids of the concept that most of each component is counted for, ``None`` for none.
+    near
+        (K,) bool: one of the other layer is similar beyond what either of them needs.
     kin
-        (K,) bool: one of the other layer is similar beyond chance and counted for the same concept.
+        (K,) bool: one of these is counted for the same concept.
     firm
         (K,) bool: which concept it is counted for is beyond noise.
     """
 
     concepts: Sequence[str | None]
+    near: np.ndarray
     kin: np.ndarray
     firm: np.ndarray
 
@@ -157,7 +160,9 @@ def _single(plan: AuditPlan, name: Side, side: Held, drawn: np.ndarray, k: int, 
         state, reason = apart, "the other layer has no component with reference samples"
     else:
         spread = interval(plan, similarity, drawn, "reference samples", COSINE)
-        if similarity > level and told.kin[k]:
+        if similarity > level and not told.near[k]:
+            state, reason = "open", "it is similar beyond chance as seen from its own side only"
+        elif similarity > level and told.kin[k]:
             state, reason = "shared", "components of the other layer mean the same, and each of them is paired with another"
         elif similarity > level and told.firm[k]:
             state, reason = apart, "what is similar to it in the other layer is counted for other concepts"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from semlens_audit.atlas.embedded_words import embed_words
-from semlens_audit.atlas.labels import SETS, Label, best_label, label_components
+from semlens_audit.atlas.labels import Label, best_label, label_components, random_sets
 from semlens_audit.atlas.opening import Atlas, chosen_class, chosen_layers
 from semlens_audit.atlas.rows import ComponentRow, own_row
 from semlens_audit.atlas.vocabulary import SPEC, Vocabulary, joined, of_spec
@@ -184,8 +184,17 @@ def label(
         vocabulary.sha256,
         embedded.sha256,
         level,
-        SETS,
-        vocabulary.notes,
+        random_sets(len(vocabulary.words)),
+        (*vocabulary.notes, *_own_pictures(embedded.from_data, len(vocabulary.words))),
+    )
+
+
+def _own_pictures(words: int, every: int) -> tuple[str, ...]:
+    if not words:
+        return ()
+    return (
+        f"{words:,} of {every:,} words are given by pictures of the audited data themselves: for components that have such a picture among "
+        "their reference samples chance is understated. Pictures from elsewhere avoid this.",
     )
 
 

@@ -17,10 +17,13 @@ from semlens_audit.progress import Progress, SilentProgress
 from semlens_audit.statistics import benjamini_hochberg
 from semlens_audit.units import effective_units
 
-__all__ = ["SETS", "Label", "best_label", "label_components"]
+__all__ = ["Label", "best_label", "label_components", "random_sets"]
 
-SETS = 1000
-"""Random sets of reference samples that every word is held against."""
+_SETS = (1000, 10_000)
+"""Least and most random sets of reference samples that every word is held against."""
+
+_COMPARISONS = 20_000_000
+"""Random sets times words that are compared as long as that leaves the least number of sets."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,15 @@ class Label:
     z: float
     p: float
     significant: bool
+
+
+def random_sets(words: int) -> int:
+    """How many random sets of reference samples a vocabulary of so many words is held against: the fewer words, the more sets.
+
+    Where p-values of many components lie close to what false-discovery control asks for, the chance in which sets were drawn decides
+    over many labels at once; more sets leave it less to decide.
+    """
+    return min(max(_COMPARISONS // max(words, 1), _SETS[0]), _SETS[1])
 
 
 def best_label(labels: Sequence[Label]) -> Label | None:
@@ -123,7 +135,7 @@ def label_components(
             lambda: embedded.blocks(atlas.centre(layer)),
             len(embedded.words),
             top=top,
-            sets=SETS,
+            sets=random_sets(len(embedded.words)),
             generator=lambda size: generator(atlas.plan, "labels", layer, str(size)),
             advance=advance,
         )

@@ -4,17 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil, floor
 
 from semlens_audit.figures import Domain, Figure, Palette, caption, drawing, rule
 from semlens_audit.measured import Interval, Measurement
 from semlens_audit.plain_text import visible
+from semlens_audit.wording import Unit
 
-__all__ = ["Dot", "DotRow", "PairPoint", "dots", "pair_plot"]
+__all__ = ["Dot", "DotRow", "PairPoint", "Span", "dots", "pair_plot"]
 
 _ROW = 19.0
 _GAP = 11.0
 _LABEL = 190.0
 _RIGHT = 16.0
+
+
+@dataclass(frozen=True)
+class Span(Domain):
+    """An axis over the values that are there, not from zero: dots, unlike bars, do not stand for their distance from it."""
+
+    @classmethod
+    def holding(cls, unit: Unit, values: Sequence[float], low: float | None = None) -> Span:
+        """An axis in whole steps.
+
+        Parameters
+        ----------
+        values
+            What it has to hold.
+        low
+            Where it begins; left out: at the lowest value's step.
+        """
+        ends = [*values, *([low] if low is not None else [])] or [0.0, 1.0]
+        step = _step(max(ends) - min(ends))
+        first = floor(min(ends) / step + 1e-9) * step
+        return cls(first, max(ceil(max(ends) / step - 1e-9) * step, first + step), unit)
+
+    def ticks(self) -> tuple[float, ...]:
+        """Whole steps."""
+        step = _step(self.high - self.low)
+        first = ceil(self.low / step - 1e-9)
+        return tuple(round((first + i) * step, 6) for i in range(floor((self.high - first * step) / step + 1e-9) + 1))
+
+
+def _step(span: float) -> float:
+    return next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if span / step <= 6), 0.5)
 
 
 @dataclass(frozen=True)

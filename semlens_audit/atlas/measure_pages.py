@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from semlens_audit.atlas.comparison_words import cosine
-from semlens_audit.atlas.measure_figures import Dot, DotRow, dots
+from semlens_audit.atlas.measure_figures import Dot, DotRow, Span, dots
 from semlens_audit.atlas.measures import QUANTITIES, MeasureRow, MeasureTable, Quantity
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.pages import render_page, sources
-from semlens_audit.figures import SCREEN, Domain, Figure
+from semlens_audit.figures import SCREEN, Figure
 from semlens_audit.pages import Fact, Table
 from semlens_audit.wording import format_number, join
 
@@ -78,7 +78,7 @@ def _section(found: MeasureTable, quantity: Quantity) -> _Section:
         for value in (row.population.low, row.population.high, *([row.chance] if row.chance is not None else []))
     ]
     alt = f"{quantity.capitalize()} with intervals: " + "; ".join(_said(row, several=several) for row in rows) + "."
-    figure = dots(drawn, Domain.over("cosine", ends), SCREEN, alt)
+    figure = dots(drawn, Span.holding("cosine", ends), SCREEN, alt)
     return _Section(quantity.capitalize(), _MEANING[quantity], figure, _table(rows, several=several))
 
 

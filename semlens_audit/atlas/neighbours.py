@@ -134,24 +134,28 @@ def drawn_matches(
         (P,) components of the one layer and their partners in the other.
     """
     found: list[tuple[np.ndarray, ...]] = []
+    # Embeddings crowd: products are formed from a point in their midst, so that little is lost to rounding.
+    middle = ((centres[0] + centres[1]) / 2.0).astype(np.float32)
+    origins = [(np.zeros_like(middle) - middle,) * 2, tuple((centre - middle).astype(np.float32) for centre in centres)]
     for left, right in drawn:
+        left, right = left - middle, right - middle
         best, cosines = [], np.empty(0, dtype=np.float32)
-        lengths = [_lengths(left, 0.0), _lengths(right, 0.0), _lengths(left, centres[0]), _lengths(right, centres[1])]
-        across, along = left @ centres[1].astype(np.float32), right @ centres[0].astype(np.float32)
-        apart = np.float32(centres[0] @ centres[1])
+        lengths = [[_lengths(side, origin) for side, origin in zip((left, right), both, strict=True)] for both in origins]
+        across = [left @ both[1] for both in origins]
+        along = [right @ both[0] - both[0] @ both[1] for both in origins]
         columns = [np.full(len(right), -np.inf, dtype=np.float32) for _ in range(2)]
         for start in range(0, len(left), _ROWS):
             rows = slice(start, start + _ROWS)
-            # One product of matrices serves both origins: (l - a).(r - b) = l.r - l.b - a.r + a.b
+            # One product of matrices serves both origins: (l - a).(r - b) = l.r - l.b - (r.a - a.b)
             dots = left[rows] @ right.T
-            centred = dots - across[rows, None] - along + apart
-            for table, (one, other), column in zip((dots, centred), (lengths[:2], lengths[2:]), columns, strict=True):
-                table /= one[rows, None]
-                table /= other
+            for which, column in enumerate(columns):
+                table = dots - across[which][rows, None] - along[which]
+                table /= lengths[which][0][rows, None]
+                table /= lengths[which][1]
                 best.append(table.max(axis=1))
                 np.maximum(column, table.max(axis=0), out=column)
             inside = (pairs[0] >= start) & (pairs[0] < start + _ROWS)
-            cosines = np.append(cosines, centred[pairs[0][inside] - start, pairs[1][inside]])
+            cosines = np.append(cosines, table[pairs[0][inside] - start, pairs[1][inside]])
         order = np.argsort(pairs[0] // _ROWS, kind="stable")
         ordered = np.empty_like(cosines)
         ordered[order] = cosines
@@ -159,5 +163,5 @@ def drawn_matches(
     return DrawnMatches(*(np.clip(np.stack(part), -1.0, 1.0) for part in zip(*found, strict=True)))
 
 
-def _lengths(vectors: np.ndarray, origin: np.ndarray | float) -> np.ndarray:
-    return np.maximum(np.linalg.norm(vectors - np.asarray(origin, dtype=np.float32), axis=1), EPSILON)
+def _lengths(vectors: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    return np.maximum(np.linalg.norm(vectors - origin, axis=1), EPSILON)

@@ -61,8 +61,8 @@ class ComponentRow:
     p, adjusted_p
         Probability that a random set comes as near; the same, adjusted for every component searched.
     words
-        Share of everyday words that come as near, 0 to 1, see `semlens_audit.atlas.common_words`; ``None`` unless a text alone is
-        looked for.
+        Share of everyday words that stand out as much for any component searched, 0 to 1, see
+        `semlens_audit.atlas.common_words`; ``None`` unless a text alone is looked for.
     significant
         Whether it is significantly near.
     """

@@ -88,7 +88,7 @@ def _view(atlas: Atlas, search: Search, rank: int, row: ComponentRow, class_name
     words = "–" if row.words is None else percent(row.words)
     by_chance = "" if row.expected is None else f" (random sets {format_number(row.expected, 3)})"
     facts = [("similarity", similarity + by_chance), ("z", z), ("adjusted p", format_p(row.adjusted_p))]
-    facts += [("everyday words as near", words)] if row.words is not None else []
+    facts += [("everyday words that stand out as much", words)] if row.words is not None else []
     model = row.model or ""
     if row.index is None:
         shown = card(atlas, row.layer, row.component, facts=facts)

@@ -19,7 +19,7 @@ from semlens_audit.recognition import probe_aurocs, unrecognised
 from semlens_audit.statistics import benjamini_hochberg
 from semlens_audit.units import UnitWeights
 
-__all__ = ["Counted", "Flowed", "Shift", "common_concepts", "counted", "firm", "flowed", "has_kin", "meant", "shifts"]
+__all__ = ["Counted", "Flowed", "Shift", "common_concepts", "counted", "firm", "flowed", "kin", "meant", "shifts"]
 
 _ROWS = 512
 
@@ -113,28 +113,38 @@ def firm(side: Counted, level: float) -> np.ndarray:
     return np.asarray((_with_rest(side.draws).argmax(axis=2) == point).mean(axis=0) >= level)
 
 
-def has_kin(
-    one: np.ndarray, other: np.ndarray, level: np.ndarray, kinds: tuple[np.ndarray, np.ndarray], unexplained: int
-) -> np.ndarray:
-    """(K,) bool: components to which one of the other layer is similar beyond chance that is counted for the same concept.
+def kin(
+    one: np.ndarray,
+    other: np.ndarray,
+    levels: tuple[np.ndarray, np.ndarray],
+    kinds: tuple[np.ndarray, np.ndarray],
+    unexplained: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the other layer has components similar beyond chance, and among them one counted for the same concept.
 
     Parameters
     ----------
     one, other
         (K, d), (L, d) unit-length directions.
-    level
-        (K,) cosine that has to be exceeded.
+    levels
+        (K,), (L,) cosine that has to be exceeded, from either side.
     kinds
         (K,), (L,) place of the concept that each is counted for.
     unexplained
         The place that stands for none; any component is kin to those.
+
+    Returns
+    -------
+    near, same : numpy.ndarray
+        (K,) bool
     """
-    out = np.zeros(len(one), dtype=bool)
+    near, same = np.zeros(len(one), dtype=bool), np.zeros(len(one), dtype=bool)
     for start in range(0, len(one), _ROWS):
         rows = slice(start, start + _ROWS)
-        alike = (kinds[0][rows, None] == kinds[1]) | (kinds[0][rows, None] == unexplained)
-        out[rows] = (alike & (one[rows] @ other.T > level[rows, None])).any(axis=1)
-    return out
+        close = one[rows] @ other.T > np.maximum(levels[0][rows, None], levels[1])
+        near[rows] = close.any(axis=1)
+        same[rows] = (close & ((kinds[0][rows, None] == kinds[1]) | (kinds[0][rows, None] == unexplained))).any(axis=1)
+    return near, same
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Pure functions of arrays; nothing of size components x words is ever kept. Shapes use K components, V words, S random sets of m
 crops each, M random crops, d dimensions. The null hypothesis is that of `semlens_audit.calibration`: the reference samples are m
-random samples of the data set.
+random samples of the data set. Rejecting it says that the component prefers what the foundation model puts near the word; whether the
+foundation model has learned the word is another question, which no statistic of the components answers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _SPARE = 8
 """Words that are compared again in float64 beyond those asked for, so that rounding in float32 decides nothing."""
 
 _PAIRS = 4096
+_DRAWN = 1000
 _SCATTER = 1e-9
 """Deviation that rounding alone may leave."""
 
@@ -135,14 +137,28 @@ def tail_p(maxima: np.ndarray, z: np.ndarray) -> np.ndarray:
     return np.where(z > start, np.maximum(beyond, np.finfo(float).tiny), empirical)
 
 
+def _set_means(pool: np.ndarray, size: int, sets: int, rng: np.random.Generator) -> np.ndarray:
+    """(S, d) means of random sets as seen from a limited pool.
+
+    Sets are drawn with replacement: drawn without, large ones would share most of the pool and differ less than sets of the data do.
+    A component's samples come from the data and not from the pool, whose mean is off by chance too: to each set is added by how much
+    the mean of a resampled pool is (bootstrap), which makes the variance ``(1/m + 1/M)`` times that of a crop. Without it, the best of
+    many words is the one that the pool happens to have too little of.
+    """
+    even, out = np.full(len(pool), 1.0 / len(pool)), np.empty((sets, pool.shape[1]))
+    for start in range(0, sets, _DRAWN):
+        some = min(_DRAWN, sets - start)
+        weights = rng.multinomial(size, even, size=some) / size
+        weights += rng.multinomial(len(pool), even, size=some) / len(pool) - even
+        out[start : start + some] = weights @ pool
+    return out
+
+
 class _Null:
     """What random sets of one size reach with every word: mean and deviation per word, largest z per set."""
 
     def __init__(self, pool: np.ndarray, centre: np.ndarray, size: int, sets: int, words: int, rng: np.random.Generator) -> None:
-        means = np.empty((sets, pool.shape[1]))
-        for row in range(sets):
-            # With replacement: drawn without, large sets would share most of the pool and differ less than sets of the data do.
-            means[row] = pool[rng.integers(len(pool), size=size)].mean(axis=0)
+        means = _set_means(pool, size, sets, rng)
         self._means = {False: unit(means), True: unit(means - centre)}
         self.mean, self.deviation = np.empty(words), np.empty(words)
         self.maxima = np.full(sets, -np.inf)

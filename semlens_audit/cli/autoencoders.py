@@ -23,12 +23,11 @@ __all__ = ["info", "train"]
 _PLACES = {"all": "all vectors of the layer", "class": "tokens before the grid", "spatial": "tokens of the grid"}
 
 sae = typer.Typer(
-    name="sae",
     help="Sparse autoencoders: train one on a layer's activations, so that its latents can be audited as components.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-app.add_typer(sae, rich_help_panel="Explore")
+app.add_typer(sae, name="sae", rich_help_panel="Explore")
 
 
 @verb(
@@ -81,7 +80,7 @@ def train(
 
     plan = read_plan(audit, check_files=False)  # the file that is going to be written may be named in it already
     settings = Settings(layer, latents, k, steps, epochs, tokens, batch, learning_rate, seed)
-    with _shown(f"{layer}: {latents:,} latents, k {k}", quiet) as report, placed_in_audit(plan):
+    with _shown(layer, quiet) as report, placed_in_audit(plan):
         bench = Bench(bare(plan), open_data(plan), allow_code=allow_code, execution=where)
         training = run(bench, settings, out, report, force=force)
     if as_json:
@@ -98,7 +97,11 @@ def info(
     file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="File of an autoencoder.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what an autoencoder was trained on, and how well it does; reads the file's header only."""
+    """Say what an autoencoder was trained on, and how well it does: layer, latents, explained variance on images held back, dead latents.
+
+    Reads the header of the file and nothing else: neither the network nor torch. Of a file of another tool it says its shapes; an audit
+    has to say how many of its latents are active.
+    """
     from semlens_audit.sae_header import read_dictionary
 
     found = read_dictionary(file)
@@ -156,14 +159,15 @@ def _shown(title: str, quiet: bool) -> Iterator[Callable[[Status], None]]:
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    # what is learned is what one watches; the bar takes what an 80-column terminal leaves
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
-        TimeElapsedColumn(), TextColumn("[dim]left[/]"), TimeRemainingColumn(),
+        TextColumn("{task.description}"), BarColumn(bar_width=10), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(compact=True),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(escape(title), total=None, told="activations")
+        task = bars.add_task(escape(title), total=None, told="reading activations")
         yield lambda status: bars.update(task, completed=status.step, total=status.steps, told=_told(status))
 
 
@@ -181,4 +185,4 @@ def _line(title: str) -> Callable[[Status], None]:
 
 
 def _told(status: Status) -> str:
-    return f"loss {status.loss:.4f}, explained variance {100 * status.explained_variance:.1f} %, dead {status.dead:,}"
+    return f"loss {status.loss:.3f}, explained {100 * status.explained_variance:.1f} %, {status.dead:,} dead"

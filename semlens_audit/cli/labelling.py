@@ -48,8 +48,11 @@ def label(
     """Name components with the words of a vocabulary, and say where no label fits.
 
     A component's label is the word that its crops align with most beyond what random crops of the same data reach; it has none where
-    the best word of the whole vocabulary stands out no more than chance would have it. Reads the index that [cyan]index[/] or
-    [cyan]run[/] has built. Words are embedded once and kept beside the store; only then the foundation model is loaded.
+    the best word of the whole vocabulary stands out no more than chance would have it. Choose words that the foundation model was
+    trained on: what others stand for is arbitrary.
+
+    Reads the index that [cyan]index[/] or [cyan]run[/] has built. Words are embedded once and kept beside the store; only then the
+    foundation model is loaded.
     """
     from semlens_audit.atlas import label_pages, labelling
     from semlens_audit.atlas.opening import Atlas
@@ -57,13 +60,13 @@ def label(
 
     plan = read_plan(audit)
     words = labelling.chosen_vocabulary(plan, vocabulary or ())
-    for note in words.notes:
-        say(note, err=True)
     with Atlas(plan) as atlas, show_progress(quiet) as progress:
         count = components if components is not None else None if as_json or csv is not None else _SHOWN
         found = labelling.label(
             atlas, words, layer=layer, class_name=class_name, top=top, level=level, count=count, progress=progress
         )
+        for note in found.notes:
+            say(note, err=True)
         shown = found if components is not None else labelling.first(found, _SHOWN)
         if html is not None:
             write_page(html, label_pages.label_page(atlas, shown))

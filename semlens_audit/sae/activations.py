@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Activations"]
 
-_MOST_KEPT = 4 << 30
-"""Bytes of the file; what does not fit is computed whenever it is asked for."""
+_MOST_KEPT, _PART_OF_DISK = 4 << 30, 0.25
+"""Bytes of the file, and the most of what is free; what does not fit is computed whenever it is asked for."""
 
 
 class _Reached(Exception):  # noqa: N818  (no error: a way out of a forward pass)
@@ -41,7 +44,7 @@ class Activations:
     places
         Which of its vectors.
     limit
-        Bytes of the file that keeps them; it decides time, and no value.
+        Bytes of the file that keeps them, at most; it decides time, and no value. What the file holds is no memory of the process.
 
     Attributes
     ----------
@@ -57,12 +60,12 @@ class Activations:
         self._vectors = vectors_of(bench.subject.model, layer, bench.plan.audit.subject.preprocessing.size, places)
         self.count, self.width = self._vectors.count, self._vectors.width
         samples = len(bench.data.samples)
-        room = min(samples, limit // (4 * self.count * self.width))
-        self._kept = np.zeros(room, dtype=bool)
-        self._file: np.ndarray | None = None
-        if room:
-            with tempfile.TemporaryFile() as file:  # the map keeps the file alive after it is closed
-                self._file = np.memmap(file, dtype=np.float32, mode="w+", shape=(room, self.count, self.width))
+        self._bytes = 4 * self.count * self.width
+        limit = min(limit, int(_PART_OF_DISK * shutil.disk_usage(tempfile.gettempdir()).free))
+        self._kept = np.zeros(min(samples, limit // self._bytes), dtype=bool)
+        with tempfile.TemporaryFile() as file:
+            self._file = os.dup(file.fileno())
+        self._closing = weakref.finalize(self, os.close, self._file)
 
     def __call__(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, P, d) float32 vectors of some samples.
@@ -74,10 +77,7 @@ class Activations:
         """
         wanted = np.asarray(samples, dtype=np.int64)
         found = np.empty((len(wanted), self.count, self.width), dtype=np.float32)
-        there = self._have(wanted)
-        if self._file is not None and there.any():
-            found[there] = self._file[wanted[there]]
-        lacking = np.flatnonzero(~there)
+        lacking = np.flatnonzero([not self._read(sample, found[place]) for place, sample in enumerate(wanted.tolist())])
         # Every pass has the same number of rows, so that what a sample gives does not depend on how many are asked for.
         batch = self._bench.plan.audit.measurement.batch_size
         parts = [lacking[start : start + batch] for start in range(0, len(lacking), batch)]
@@ -87,10 +87,15 @@ class Activations:
             self._keep(wanted[part], found[part])
         return found
 
-    def _have(self, samples: np.ndarray) -> np.ndarray:
-        inside = samples < len(self._kept)
-        inside[inside] = self._kept[samples[inside]]
-        return inside
+    def _read(self, sample: int, room: np.ndarray) -> bool:
+        """Fill `room` with a sample's vectors from the file; whether they were there."""
+        if sample >= len(self._kept) or not self._kept[sample]:
+            return False
+        found = os.pread(self._file, self._bytes, sample * self._bytes)
+        if len(found) != self._bytes:
+            return False
+        room[:] = np.frombuffer(found, dtype=np.float32).reshape(room.shape)
+        return True
 
     def _keep(self, samples: np.ndarray, values: np.ndarray) -> None:
         broken = samples[~np.isfinite(values).all(axis=(1, 2))]
@@ -99,10 +104,13 @@ class Activations:
             raise ExecutionError(
                 "not-finite", f"Layer {self._layer!r} gives NaN or infinities on {path}.", "Mend the model, or look at that image."
             )
-        fits = samples < len(self._kept)
-        if self._file is not None and fits.any():
-            self._file[samples[fits]] = values[fits]
-            self._kept[samples[fits]] = True
+        for sample, vectors in zip(samples.tolist(), values, strict=True):
+            if sample < len(self._kept):
+                try:
+                    written = os.pwrite(self._file, np.ascontiguousarray(vectors).tobytes(), sample * self._bytes)
+                except OSError:  # a full disk: the file saves time, and nothing depends on it
+                    written = 0
+                self._kept[sample] = written == self._bytes
 
     def _run(self, images: torch.Tensor) -> np.ndarray:
         reached: list[torch.Tensor] = []

@@ -198,3 +198,58 @@ def test_every_part_of_a_run_takes_latents(indexed: AuditPlan, world: Path) -> N
     assert layers[LATENTS]["method"] == "activation_x_gradient"
     assert {one["layer"] for one in record["class_layers"]} == {"layer1", LATENTS}
     assert any(one["layer"] == LATENTS for one in record["interventions"])
+    training = read_dictionary(world / "layer3.safetensors").training
+    assert training is not None
+    said = next(text for text in record["limitations"] if "sparse autoencoder" in text)
+    assert f"explains {100 * training.explained_variance:.0f} % of the layer's variance" in said
+    assert any(f"{LATENTS} is the latents of a sparse autoencoder" in text for text in record["limitations"])
+    page = next((world / "reports").glob("**/report.html")).read_text()
+    assert LATENTS in page
+
+
+def clip_audit(layer: str, **autoencoders: Any) -> dict[str, Any]:
+    """Zero-shot classification by the small CLIP itself, its classes named by prompts."""
+    audit = index_world.audit(layers=[f"{layer}.sae.latents"])
+    audit["subject"] |= {
+        "model": {"source": "open_clip", "name": "clip", "prompts": {"melanoma": ["a melanoma", "a dark spot"]}},
+        "preprocessing": {"size": 24, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    }
+    audit["measurement"] |= {"attribution": "activation_x_gradient"}
+    audit["store"] = "clip.duckdb"
+    audit["subject"] |= autoencoders
+    return audit
+
+
+@pytest.mark.parametrize("places", ["all", "class", "spatial"])
+def test_zero_shot_classification_is_audited_through_latents_of_tokens(world: Path, places: str) -> None:
+    # What the last block makes of the grid does not reach the output, so that there its latents have no relevance.
+    layer = "visual.ln_pre" if places == "spatial" else "visual.transformer.resblocks.0"
+    plan = bare(index_world.plan(world, clip_audit(layer)))
+    settings = Settings(layer, latents=24, k=3, steps=40, batch=16, learning_rate=0.01, places=places)  # type: ignore[arg-type]
+    found = train(Bench(plan, open_data(plan), execution=Execution(device="cpu")), settings, world / f"clip-{places}.safetensors")
+    assert found.places == places
+    audit = clip_audit(layer, autoencoders=[{"layer": layer, "file": f"clip-{places}.safetensors"}])
+    plan = index_world.plan(world, audit)
+    index.build(plan, execution=Execution(device="cpu"))
+    data, subject = open_data(plan), load_subject(plan)
+    name = plan.audit.layers[0]
+    with Store.open(world / "clip.duckdb", read_only=True) as store:
+        evidence = index.load_evidence(plan, data, store)
+        assert evidence is not None
+        source = evidence.layers[0]
+        assert source.components == 24
+        assert (~source.dead).any()
+        relevant = source.relevance.copy()
+    images = torch.stack([subject.transform(index_world.Image.open(data.file(sample)).convert("RGB")) for sample in data.samples])
+    with capture(subject.model, [name], differentiable=True) as seen, torch.enable_grad():
+        logits = subject.model(images)
+    latents = seen[name]
+    assert latents.shape == (22, 10, 24)  # a class token, and nine patches
+    covered = {"all": slice(None), "class": slice(0, 1), "spatial": slice(1, None)}[places]
+    mask = torch.zeros(10, dtype=torch.bool)
+    mask[covered] = True
+    assert not latents[:, ~mask].any()
+    (gradient,) = torch.autograd.grad(logits[:, 1].sum(), latents)
+    expected = (latents * gradient).sum(dim=1).detach().numpy()
+    np.testing.assert_allclose(relevant[:, list(evidence.audited).index(1)], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(expected).max() > 0
