@@ -128,9 +128,9 @@ def _virtual_neurons(plan: AuditPlan) -> Iterator[str]:
         path = resolve(plan, one.file)
         said = read_splitting(path).splitting
         yield (
-            f"{layer} holds {count(len(said.splits), 'component')} of {one.layer} as two virtual neurons each ({path.name}). On one image all "
-            "of a component counts for one of them, although both of the things that it stands for may be there; no component is split in "
-            "more than two."
+            f"{layer} holds {count(len(said.splits), 'component')} of {one.layer} as two virtual neurons each ({path.name}). On one image "
+            "all of a component counts for one of them, although both of the things that it stands for may be there; no component is split "
+            "in more than two."
         )
 
 

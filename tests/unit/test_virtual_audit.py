@@ -293,5 +293,7 @@ def test_every_part_of_a_run_takes_virtual_neurons(audited: AuditPlan, world: Pa
     record = json.loads(sorted((world / "reports").glob("**/results.json"))[-1].read_text())
     assert {one["layer"] for one in record["layers"]} == {"second", UNITS}
     assert {one["layer"] for one in record["class_layers"]} == {"second", UNITS}
+    assert any(one["layer"] == UNITS for one in record["interventions"])
+    assert any("2\u00a0components of second as two virtual neurons" in text for text in record["limitations"])
     listed = json.loads(CliRunner().invoke(app, ["layers", str(world / "virtual.yaml"), "--json", "--allow-code"]).stdout)
     assert next(row for row in listed["layers"] if row["name"] == UNITS)["components"] == 9
