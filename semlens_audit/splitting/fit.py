@@ -9,7 +9,7 @@ were looked at (Benjamini and Hochberg).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from semlens_audit.virtual.circuits import nearest, place_of
 from semlens_audit.virtual_header import UNITS, SplitComponent, Splitting
 from semlens_audit.work import Engine
 
-__all__ = ["Fit", "Looked", "Settings", "bare", "fit", "write_fit"]
+__all__ = ["Fit", "Looked", "Settings", "bare", "fit", "judged", "write_fit"]
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def fit(atlas: Atlas, engine: Engine, settings: Settings, progress: Progress) ->
         shown = {component: stored.reference_ids[component] for component in chosen}
         asked = {component: np.union1d(most[component], shown[component][shown[component] >= 0]) for component in chosen}
         found = dict(_looked(atlas, stored, settings, several, most, asked, circuit_pass(engine, layer, place, asked, progress)))
-        looked = _judged([found[component] for component in chosen], settings)
+        looked = judged([found[component] for component in chosen], settings)
     return Fit(
         settings, source.components, int(np.isfinite(several).sum()), len(over), looked, place.inputs, stored.reference_ids.shape[1]
     )
@@ -241,19 +241,19 @@ def _looked(
         yield component, Looked(component, value, sizes, comparison, 1.0, False, reason, kept)
 
 
-def _judged(looked: list[Looked], settings: Settings) -> tuple[Looked, ...]:
-    """The same with adjusted p-values and what follows from them."""
+def judged(looked: Sequence[Looked], settings: Settings) -> tuple[Looked, ...]:
+    """The same with p-values adjusted over all of them, and what follows from these and from how far apart the groups are."""
     p = np.array([1.0 if one.comparison is None else one.comparison.p for one in looked])
-    judged = []
+    result = []
     for one, adjusted in zip(looked, benjamini_hochberg(p).tolist(), strict=True):
-        reason = one.reason
+        reason = one.reason if one.comparison is None else ""
         if one.comparison is not None and adjusted > settings.level:
             reason = "its groups are no clearer than random ones"
         elif one.comparison is not None and one.comparison.apart <= settings.polysemanticity:
             reason = f"its groups are alike: {one.comparison.apart:.2f} apart"
         kept = not reason
-        judged.append(Looked(one.component, one.polysemanticity, one.sizes, one.comparison, adjusted, kept, reason, one.centroids))
-    return tuple(judged)
+        result.append(Looked(one.component, one.polysemanticity, one.sizes, one.comparison, adjusted, kept, reason, one.centroids))
+    return tuple(result)
 
 
 def write_fit(atlas: Atlas, engine: Engine, found: Fit, out: Path) -> Splitting:

@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +32,15 @@ from semlens_audit.progress import LineProgress
 from semlens_audit.proportions import clopper_pearson
 from semlens_audit.scores import gram, unit
 from semlens_audit.spec import read_plan
-from semlens_audit.splitting.fit import Fit, Settings, bare, fit
+from semlens_audit.splitting.fit import Fit, Settings, bare, fit, judged
 from semlens_audit.virtual.splice import splice_virtual
 from semlens_audit.work import Bench, LocalEngine
 
 DEFAULT = ("audits/phantom-clean.yaml", "audits/phantom-shortcut.yaml", "audits/photographs.yaml")
+DECLARED = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35)
+"""Polysemanticities that are declared."""
 MOST = 0.3
-"""Polysemanticity that is declared."""
+"""Below which a unit is known to stand for one thing where only crops tell."""
 APART = 0.2
 """Most cosine of the centred concept embeddings of two units that are added up."""
 TOP, REFERENCES, PURE, OFTEN, OFTEN_SEEN = 100, 30, 0.95, 6, 0.6
@@ -268,25 +270,23 @@ def measured(file: Path, layer: str | None, most: int, seed: int, folder: Path) 
     other = mixed(plan, units, folder)
     index.build(other, allow_code=True, progress=progress, execution=where)
     name = other.audit.layers[0]
-    purity: dict[int, float] = {}
-    for threshold in (0.0, MOST):
-        settings = Settings(name, polysemanticity=threshold, references=TOP, at_most=10_000)
-        with Atlas(bare(other, name)) as atlas:
-            engine = LocalEngine(Bench(atlas.plan, atlas.data, allow_code=True, execution=where))
-            found = fit(atlas, engine, settings, progress)
-            if not purity:
-                purity = purities(engine.bench, found, units, name)
-        kept = {one.component for one in found.kept}
-        sums = range(units.width, units.width + len(units.pairs))
+    settings = Settings(name, polysemanticity=0.0, references=TOP, at_most=10_000)
+    with Atlas(bare(other, name)) as atlas:
+        engine = LocalEngine(Bench(atlas.plan, atlas.data, allow_code=True, execution=where))
+        found = fit(atlas, engine, settings, progress)
+        purity = purities(engine.bench, found, units, name)
+    sums, every = range(units.width, units.width + len(units.pairs)), range(units.width)
+    for threshold in DECLARED:
+        over = [one for one in found.looked if one.polysemanticity > threshold]
+        kept = {one.component for one in judged(over, replace(settings, polysemanticity=threshold)) if one.kept}
         pure = [one for one in sums if one in kept and purity.get(one, 0.0) >= PURE]
-        single, every = units.single.tolist(), range(units.width)
-        over = {one.component for one in found.looked}
+        many = {one.component for one in over}
+        whole = (share(sum(one not in kept for one in some), len(some)) for some in (units.single.tolist(), every))
         yield (
-            f"| {plan.audit.audit} | `{plan.audit.layers[0]}` | {threshold:g} "
-            f"| {share(sum(one in over for one in sums), len(sums))} | {share(sum(one in kept for one in sums), len(sums))} "
+            f"| {plan.audit.audit} | `{plan.audit.layers[0]}` | {threshold:g} | {share(sum(one in many for one in sums), len(sums))} "
+            f"| {share(sum(one in kept for one in sums), len(sums))} "
             f"| {100 * np.mean(list(purity.values())):.1f} %, {100 * np.median(list(purity.values())):.1f} % "
-            f"| {share(len(pure), len(sums))} | {share(sum(one not in kept for one in single), len(single))} "
-            f"| {share(sum(one not in kept for one in every), len(every))} |"
+            f"| {share(len(pure), len(sums))} | {' | '.join(whole)} |"
         )
     (folder / "purity.json").write_text(json.dumps({str(one): value for one, value in purity.items()}, indent=1))
 
