@@ -83,7 +83,7 @@ class Looked:
     kept
         Whether it is split.
     reason
-        Why not, as a clause; empty where it is.
+        Why not, in a few words; empty where it is.
     centroids
         (2, C) float32 mean circuits.
     """
@@ -219,7 +219,7 @@ def _looked(
         own = own[np.abs(own).sum(axis=1) > 0]
         value = float(several[component])
         if len(own) < 2 * settings.smallest:
-            reason = f"it is driven by its input on {len(own)} samples only"
+            reason = f"above zero on {len(own)} only"
             nothing = np.zeros((2, circuits.shape[1]), dtype=np.float32)
             yield component, Looked(component, value, (len(own), 0), None, 1.0, False, reason, nothing)
             continue
@@ -227,7 +227,7 @@ def _looked(
         sizes = (int(first.sum()), int((~first).sum()))
         kept = centroids.astype(np.float32)
         if sizes[1] < settings.smallest:
-            reason = f"one group has {sizes[1]} of {len(own)} samples, fewer than {settings.smallest}"
+            reason = f"fewer than {settings.smallest} in a group"
             yield component, Looked(component, value, sizes, None, 1.0, False, reason, kept)
             continue
         ranks = np.flatnonzero(stored.reference_ids[component] >= 0)
@@ -237,7 +237,7 @@ def _looked(
         gate = nearest(shown[:, None], torch.from_numpy(kept)[None])[:, 0].numpy()
         rng = generator(atlas.plan, "splitting", settings.layer, str(component))
         comparison = clarity_raised(np.asarray(stored.embeddings[component])[ranks], gate, rng)
-        reason = "" if comparison else f"of its {len(ids)} reference samples, fewer than two are in one of the groups"
+        reason = "" if comparison else "too few to compare"
         yield component, Looked(component, value, sizes, comparison, 1.0, False, reason, kept)
 
 
@@ -248,9 +248,9 @@ def judged(looked: Sequence[Looked], settings: Settings) -> tuple[Looked, ...]:
     for one, adjusted in zip(looked, benjamini_hochberg(p).tolist(), strict=True):
         reason = one.reason if one.comparison is None else ""
         if one.comparison is not None and adjusted > settings.level:
-            reason = "its groups are no clearer than random ones"
+            reason = "no clearer than chance"
         elif one.comparison is not None and one.comparison.apart <= settings.polysemanticity:
-            reason = f"its groups are alike: {one.comparison.apart:.2f} apart"
+            reason = "groups are alike"
         kept = not reason
         result.append(Looked(one.component, one.polysemanticity, one.sizes, one.comparison, adjusted, kept, reason, one.centroids))
     return tuple(result)
