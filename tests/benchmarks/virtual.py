@@ -36,7 +36,7 @@ from semlens_audit.splitting.fit import Fit, Settings, bare, fit, judged
 from semlens_audit.virtual.splice import splice_virtual
 from semlens_audit.work import Bench, LocalEngine
 
-DEFAULT = ("audits/phantom-clean.yaml", "audits/phantom-shortcut.yaml", "audits/photographs.yaml")
+DEFAULT = ("audits/phantom-clean.yaml", "audits/phantom-shortcut.yaml")
 DECLARED = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35)
 """Polysemanticities that are declared."""
 MOST = 0.3
