@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from semlens_audit.confinement import confined, kind_of, roots, survey
-from semlens_audit.errors import SpecError, SubjectError
+from semlens_audit.errors import SpecError
 from semlens_audit.model_rules import check_arguments, check_model_directory, check_model_name, swells
 from semlens_audit.name_pattern import pattern_complaint
 from semlens_audit.paths import PHANTOM, resolve
 from semlens_audit.plan import Audit, MeasurementSettings, Preprocessing
 from semlens_audit.resources import SHIPPED
-from semlens_audit.sae_header import LATENTS, latents_of, read_dictionary
 from semlens_audit.spec_rules import texts
 from semlens_audit.spec_shape import nearest
+from semlens_audit.spliced_rules import check_autoencoders, check_virtual_neurons
 from semlens_audit.yaml_source import KeyPath, Source
 
 __all__ = ["AuditSource", "check_audit", "look"]
@@ -105,7 +105,8 @@ def check_audit(source: Source, audit_file: Path, *, check_files: bool = True) -
     _model(audit, "subject", "model")
     _preprocessing(audit, "subject", "preprocessing")
     _layers(audit)
-    _autoencoders(audit)
+    check_autoencoders(audit)
+    check_virtual_neurons(audit)
     _data(audit)
     _foundation(audit)
     audit.existing("the folder of the examples", "examples_root", folder=True)
@@ -297,72 +298,6 @@ def _layers(audit: AuditSource) -> None:
                 "Name another layer, or leave it out.",
             )
         seen.add(layer)
-
-
-def _autoencoders(audit: AuditSource) -> None:
-    """Rules of sparse autoencoders and of the layers that are their latents; of their files, the headers are read."""
-    given = audit.get("subject", "autoencoders")
-    known: set[str] = set()
-    for index, one in enumerate(given if isinstance(given, list) else []):
-        layer = one.get("layer") if isinstance(one, Mapping) else None
-        if not isinstance(layer, str):
-            continue
-        if latents_of(layer) in known:
-            audit.add(
-                "duplicate-autoencoder", ("subject", "autoencoders", index, "layer"), f"layer `{layer}` has an autoencoder already.",
-                "Keep one: its latents are one layer.",
-            )  # fmt: skip
-        known.add(latents_of(layer))
-        _dictionary(audit, one, index)
-    attribution = audit.text("measurement", "attribution")
-    for at in (("layers",), ("sensitivity", "layers")):
-        for index, layer in texts(audit.get(*at[:-1]) if at[:-1] else audit.source.data, "layers"):
-            if not layer.endswith(LATENTS):
-                continue
-            if layer not in known:
-                audit.add(
-                    "unknown-layer", (*at, index), f"there is no autoencoder whose latents are `{layer}`.",
-                    f"Name it in `subject.autoencoders`: {{layer: {layer.removesuffix(LATENTS)}, file: ...}}.",
-                )  # fmt: skip
-            elif attribution in (None, "lrp"):
-                audit.add(
-                    "lrp-not-applicable", ("measurement", "attribution") if attribution else (*at, index),
-                    f"`{layer}` is the latents of an autoencoder, which have no rule of relevance propagation.",
-                    "Write `measurement: {attribution: activation_x_gradient}`, or `auto` to decide layer by layer.",
-                )  # fmt: skip
-
-
-def _dictionary(audit: AuditSource, one: Mapping[str, Any], index: int) -> None:
-    """Rules of one autoencoder's file."""
-    at = ("subject", "autoencoders", index, "file")
-    text = one.get("file")
-    if not isinstance(text, str) or not text:
-        return
-    try:
-        path = confined(audit.file, text)
-    except SpecError as error:
-        audit.add(error.slug, at, error.problems[0].message, error.problems[0].hint)
-        return
-    if not audit.check_files:
-        return
-    if kind_of(path) != "file":
-        audit.add("missing-file", at, f"the autoencoder is not there: {path}.", "Train it with `semlens-audit sae train`.")
-        return
-    try:
-        found = read_dictionary(path)
-    except SubjectError as error:
-        audit.add(error.slug, at, error.problems[0].message, error.problems[0].hint)
-        return
-    if found.training is None and one.get("k") is None:
-        audit.add(
-            "autoencoder-without-k", at, "the file does not say how many latents are active at most.",
-            f"Write `k` beside it; {found.latents} for an autoencoder with ReLU.",
-        )  # fmt: skip
-    if found.training is not None and found.training.layer != one.get("layer"):
-        audit.add(
-            "other-layer", at, f"the autoencoder was trained on layer `{found.training.layer}`, not on `{one.get('layer')}`.",
-            "Name the layer that it was trained on.",
-        )  # fmt: skip
 
 
 def _data(audit: AuditSource) -> None:

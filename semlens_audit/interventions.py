@@ -33,6 +33,7 @@ from semlens_audit.records import AblationRecord, ClassLayer, ControlRecord, Int
 from semlens_audit.sae_header import autoencoder_of
 from semlens_audit.store import Store
 from semlens_audit.subsample import draw_samples, inclusion
+from semlens_audit.virtual_header import virtual_of
 from semlens_audit.work import Bench
 
 __all__ = ["ablation_stages", "asked", "intervene"]
@@ -165,8 +166,8 @@ def ablation_stages(
 ) -> list[dict[str, Any]]:
     """Inputs of the stages that switch `sets` of a layer off, one for each method; their digest is the stage's key."""
     chosen = plan.audit.measurement.intervention
-    # Outputs do not depend on an autoencoder, and what follows from switching its latents off does.
-    own = {"latents": stages[f"references:{layer}"]} if autoencoder_of(plan.audit, layer) else {}
+    # Outputs do not depend on what is spliced in, and what follows from switching its components off does.
+    own = {"latents": stages[f"references:{layer}"]} if autoencoder_of(plan.audit, layer) or virtual_of(plan.audit, layer) else {}
     return [
         {
             "stage": "ablation",

@@ -10,6 +10,7 @@ from semlens_audit.plan import AuditPlan
 from semlens_audit.records import UNQUALIFIED, InterventionRecord
 from semlens_audit.release_records import LockRecord
 from semlens_audit.sae_header import autoencoder_of, read_dictionary
+from semlens_audit.virtual_header import read_splitting, virtual_of
 from semlens_audit.wording import count, format_measured, join
 
 __all__ = ["limitations"]
@@ -62,6 +63,7 @@ def limitations(
     yield from _recognition(plan, measured)
     yield from _attribution(measured)
     yield from _autoencoders(plan)
+    yield from _virtual_neurons(plan)
     if not text:
         yield (
             "Concepts are defined by example crops under an image-only foundation model: the definition is no better than "
@@ -114,6 +116,21 @@ def _autoencoders(plan: AuditPlan) -> Iterator[str]:
         yield (
             f"The components of {layer} are latents of a sparse autoencoder of {one.layer} ({path.name}), {how}. What it does not "
             "reconstruct may carry relevance too, and none of its latents is given any of that."
+        )
+
+
+def _virtual_neurons(plan: AuditPlan) -> Iterator[str]:
+    """What the splits of components leave open."""
+    for layer in plan.audit.layers:
+        one = virtual_of(plan.audit, layer)
+        if one is None:
+            continue
+        path = resolve(plan, one.file)
+        said = read_splitting(path).splitting
+        yield (
+            f"{layer} holds {count(len(said.splits), 'component')} of {one.layer} as two virtual neurons each ({path.name}). On one image "
+            "all of a component counts for one of them, although both of the things that it stands for may be there; no component is split "
+            "in more than two."
         )
 
 

@@ -264,6 +264,15 @@ class Autoencoder(_Asked):
     ReLU."""
 
 
+class VirtualNeurons(_Asked):
+    """Components of a layer that are split by what drives them, audited as the layer ``LAYER.virtual.units``."""
+
+    layer: Name
+    """Layer whose components were split."""
+    file: PathText
+    """``.safetensors`` that ``semlens-audit split`` wrote, relative to the audit file."""
+
+
 class Subject(_Asked):
     """The audited model."""
 
@@ -279,6 +288,9 @@ class Subject(_Asked):
     autoencoders: tuple[Autoencoder, ...] = Field(default=(), max_length=100)
     """Sparse autoencoders of its layers. `layers` may name their latents: ``LAYER.sae.latents``; attribution is then activation x
     gradient."""
+    virtual_neurons: tuple[VirtualNeurons, ...] = Field(default=(), max_length=100)
+    """Components that are split in two. `layers` may name a layer's components with them: ``LAYER.virtual.units``; attribution is then
+    activation x gradient."""
 
 
 class Data(_Asked):

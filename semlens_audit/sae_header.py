@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from semlens_audit import safetensors_header
 from semlens_audit.digest import digest_file
 from semlens_audit.errors import SubjectError
 from semlens_audit.plan import Audit, Autoencoder, Preprocessing
+from semlens_audit.safetensors_header import read_header
 
 __all__ = ["LATENTS", "TENSORS", "Dictionary", "Places", "Training", "autoencoder_of", "identity", "latents_of", "read_dictionary"]
 
@@ -24,7 +25,6 @@ TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 """Of every file: encoder (width, latents), decoder (latents, width), and their biases (latents,) and (width,)."""
 _SCALE = "scale"
 _METADATA = "semlens_audit_sae"
-_MOST_HEADER = 1_000_000
 _MOST_WEIGHTS = 2**31
 
 Places = Literal["all", "class", "spatial"]
@@ -152,9 +152,11 @@ def read_dictionary(path: Path) -> Dictionary:
     SubjectError
         ``bad-autoencoder``: not such a file.
     """
-    header = _header(path)
-    metadata = header.pop("__metadata__", {})
-    shapes = {name: tuple(part.get("shape", ())) if isinstance(part, Mapping) else () for name, part in header.items()}
+    try:
+        header, metadata = read_header(path)
+    except ValueError as error:
+        raise _bad(path, f"It is no safetensors file: {error}.", "Copy it again, or save it with safetensors.") from error
+    shapes = safetensors_header.shapes(header)
     missing = [name for name in TENSORS if name not in shapes]
     unexpected = [name for name in shapes if name not in (*TENSORS, _SCALE)]
     if missing or unexpected:
@@ -186,21 +188,6 @@ def _training(path: Path, metadata: Any, latents: int) -> Training | None:
     if not 1 <= training.k <= latents:
         raise _bad(path, f"It says that {training.k} of {latents} latents are active.", "Train it anew.")
     return training
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """The JSON at the beginning of a safetensors file: eight bytes of its length, then itself."""
-    try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if not 2 <= length <= _MOST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            found = json.loads(stream.read(length).decode("utf-8"))
-    except (OSError, ValueError, struct.error, RecursionError) as error:
-        raise _bad(path, f"It is no safetensors file: {error}.", "Copy it again, or save it with safetensors.") from error
-    if not isinstance(found, dict):
-        raise _bad(path, "It is no safetensors file: its header is no JSON object.", "Copy it again.")
-    return found
 
 
 def _bad(path: Path, what: str, hint: str) -> SubjectError:

@@ -17,6 +17,8 @@ from semlens_audit.plan import AuditPlan
 from semlens_audit.probe_texts import alternatives
 from semlens_audit.sae_header import autoencoder_of, identity
 from semlens_audit.subject import source_digest
+from semlens_audit.virtual_header import identity as virtual_identity
+from semlens_audit.virtual_header import virtual_of
 
 __all__ = ["NULL_CROPS", "THUMBNAILS", "audited_classes", "stage_inputs", "stage_keys"]
 
@@ -126,7 +128,8 @@ def stage_inputs(plan: AuditPlan, data: DataSet, file_digest: Callable[[Path], s
     pool = digest(inputs["foundation"])
     inputs["views"] = {"stage": "views", "pool": pool}
     for layer in indexed(plan).audit.layers:
-        inputs.update(_layer_inputs(plan, {**model, **_autoencoder(plan, layer, file_digest)}, layer, pool))
+        spliced = {**_autoencoder(plan, layer, file_digest), **_virtual(plan, layer, file_digest)}
+        inputs.update(_layer_inputs(plan, {**model, **spliced}, layer, pool))
     inputs["probes"] = _probe_inputs(plan, meaning, file_digest)
     return inputs
 
@@ -137,6 +140,15 @@ def _autoencoder(plan: AuditPlan, layer: str, file_digest: Callable[[Path], str]
     if one is None:
         return {}
     return {"autoencoder": {**identity(one, resolve(plan, one.file), file_digest), "code": _code("sae/model.py", "sae/splice.py")}}
+
+
+def _virtual(plan: AuditPlan, layer: str, file_digest: Callable[[Path], str]) -> dict[str, Any]:
+    """What a layer with virtual neurons depends on besides the network."""
+    one = virtual_of(plan.audit, layer)
+    if one is None:
+        return {}
+    code = _code("virtual/circuits.py", "virtual/splice.py")
+    return {"virtual": {**virtual_identity(one, resolve(plan, one.file), file_digest), "code": code}}
 
 
 def _layer_inputs(plan: AuditPlan, model: dict[str, Any], layer: str, pool: str) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from semlens_audit.plan import AuditPlan, MeasurementSettings
 from semlens_audit.records import UNQUALIFIED, Finding, FoundationRecord, Identity, RateRecord, StandingRecord
 from semlens_audit.sae_header import autoencoder_of
 from semlens_audit.source_digest import essence
+from semlens_audit.virtual_header import virtual_of
 from semlens_audit.wording import count, format_date, format_number, join
 
 __all__ = ["SHIPPED", "code_digests", "differences", "family", "qualification_file", "shared_settings", "shown", "standing"]
@@ -133,6 +134,7 @@ def differences(
     if kind in qualified.layers and len(layers) != len(qualified.layers[kind]):
         found.append(f"{count(len(layers), 'audited layer')} instead of {len(qualified.layers[kind])}")
     found += [f"{layer} is the latents of a sparse autoencoder" for layer in layers if autoencoder_of(plan.audit, layer)]
+    found += [f"{layer} holds virtual neurons" for layer in layers if virtual_of(plan.audit, layer)]
     own, default = shared_settings(settings), shared_settings(MeasurementSettings())
     for name, value in own.items():
         # A setting that is younger than the qualification was at its default then.

@@ -18,6 +18,7 @@ from semlens_audit.errors import ExecutionError, SubjectError
 from semlens_audit.paths import resolve
 from semlens_audit.plan import AuditPlan, ModelSource, Preprocessing
 from semlens_audit.sae_header import identity
+from semlens_audit.virtual_header import identity as virtual_identity
 from semlens_audit.weights import load_weights, state_digest, weights_file
 
 if TYPE_CHECKING:
@@ -117,10 +118,12 @@ def _program(plan: AuditPlan, source: ModelSource) -> Path:
 
 
 def subject_digest(plan: AuditPlan) -> str:
-    """Identity of the audited model with its autoencoders, without importing torch; a retrained one never has an old identity."""
+    """Identity of the audited model with what is spliced into it, without importing torch; a retrained one never has an old identity."""
     own = source_digest(plan, plan.audit.subject.model)
     autoencoders = [identity(one, resolve(plan, one.file)) for one in plan.audit.subject.autoencoders]
-    return digest({"model": own, "autoencoders": autoencoders}) if autoencoders else own
+    virtual = [virtual_identity(one, resolve(plan, one.file)) for one in plan.audit.subject.virtual_neurons]
+    spliced = {**({"autoencoders": autoencoders} if autoencoders else {}), **({"virtual": virtual} if virtual else {})}
+    return digest({"model": own, **spliced}) if spliced else own
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class LoadedSubject:
     classes
         Class names in the order of the outputs.
     sha256
-        Of the tensors by name, dtype, shape and bytes; without those of autoencoders.
+        Of the tensors by name, dtype, shape and bytes; without those of what is spliced in.
     parameters
         Number of trainable values.
     architecture
@@ -171,8 +174,8 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
     Raises
     ------
     SubjectError
-        Unknown architecture or layer, a layer whose output cannot be audited, weights or an autoencoder that do not fit, a number of
-        outputs other than the classes'.
+        Unknown architecture or layer, a layer whose output cannot be audited, weights, an autoencoder or virtual neurons that do not fit, a
+        number of outputs other than the classes'.
     UsageError
         ``code-not-allowed``: own code without `allow_code`.
     ExecutionError
@@ -203,6 +206,10 @@ def load_subject(plan: AuditPlan, *, allow_code: bool = False) -> LoadedSubject:
         from semlens_audit.sae.splice import splice_audited
 
         splice_audited(plan, model, loaded.sha256)
+    if subject.virtual_neurons:
+        from semlens_audit.virtual.splice import splice_virtual_audited
+
+        splice_virtual_audited(plan, model, loaded.sha256)
     for name in plan.audit.layers:
         loaded.layer(name)
     _check_layers(model, preprocessing.size, plan.audit.layers)

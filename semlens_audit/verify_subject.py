@@ -32,8 +32,9 @@ def model_question(weights: Path, *, allow_code: bool = False) -> Callable[[Audi
         try:
             plan = plan_of(record)
             source = plan.audit.subject.model.model_copy(update={"weights": str(weights.resolve())})
-            # The weights are the question: neither layers nor autoencoders are needed for it.
-            subject = plan.audit.subject.model_copy(update={"model": source, "classes": record.subject.classes, "autoencoders": ()})
+            # The weights are the question: neither layers nor what is spliced in are needed for it.
+            bare = {"autoencoders": (), "virtual_neurons": ()}
+            subject = plan.audit.subject.model_copy(update={"model": source, "classes": record.subject.classes, **bare})
             audit = plan.audit.model_copy(update={"subject": subject, "layers": ()})
             found = load_subject(plan.model_copy(update={"audit": audit}), allow_code=allow_code).sha256
         except AuditError as error:

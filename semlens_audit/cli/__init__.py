@@ -24,13 +24,14 @@ from semlens_audit.cli import describing  # isort: skip
 from semlens_audit.cli import comparing  # isort: skip
 from semlens_audit.cli import surprising  # isort: skip
 from semlens_audit.cli import autoencoders  # isort: skip
+from semlens_audit.cli import splitting  # isort: skip
 from semlens_audit.cli import store  # isort: skip
 from semlens_audit.cli.shell import app
 from semlens_audit.errors import ExitCode
 
 __all__ = [
     "app", "audit", "autoencoders", "change", "comparing", "describing", "explore", "export", "gate", "labelling", "layers", "locking",
-    "main", "signing", "store", "surprising", "trust", "write",
+    "main", "signing", "splitting", "store", "surprising", "trust", "write",
 ]  # fmt: skip
 
 

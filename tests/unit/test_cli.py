@@ -31,7 +31,7 @@ from tests.golden.sample_record import sample
 VERBS = (
     "init", "lint", "layers", "schema", "index", "run", "selftest", "report", "demo", "gate", "diff", "export", "mlflow", "ci", "lock",
     "runs", "reproduce", "sign", "attest", "verify", "qualify", "components", "search", "label", "describe", "draft",
-    "measures", "compare", "surprising",
+    "measures", "compare", "surprising", "split",
 )  # fmt: skip
 GROUPS = {"waiver": ("add", "check", "list"), "store": ("check", "gc", "info"), "sae": ("info", "train")}
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "zennit", "crp", "pandas", "matplotlib", "weasyprint", "numpy", "duckdb")

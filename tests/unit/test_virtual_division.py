@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from semlens_audit.scores import unit
+from semlens_audit.splitting.division import clarity_raised, divided, one_of_each
+
+
+def spread(values: np.ndarray) -> float:
+    return float(np.square(values - values.mean(axis=0)).sum()) if len(values) else 0.0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_circuits_are_divided_as_the_best_of_all_divisions_is(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    circuits = rng.normal(0, 1e-3, (9, 40)) + (rng.random(9) < 0.4)[:, None] * rng.normal(0, 5e-4, 40)
+    circuits /= np.abs(circuits).sum(axis=1, keepdims=True)
+    centroids, first = divided(circuits)
+    best = min(
+        spread(circuits[list(chosen)]) + spread(np.delete(circuits, chosen, axis=0))
+        for size in range(1, 5)
+        for chosen in combinations(range(9), size)
+    )
+    assert spread(circuits[first]) + spread(circuits[~first]) == pytest.approx(best, rel=1e-9)
+    assert first.sum() > 4, "the larger group comes first"
+    np.testing.assert_allclose(centroids, [circuits[first].mean(axis=0), circuits[~first].mean(axis=0)])
+
+
+def test_a_division_depends_on_the_circuits_and_on_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    circuits = np.concatenate([rng.normal(0, 1, (6, 5)), rng.normal(3, 1, (6, 5))])
+    centroids, first = divided(circuits)
+    assert first.tolist() == [True] * 6 + [False] * 6, "of equal groups, the one with the first sample comes first"
+    again, same = divided(circuits * 1e-4)
+    assert same.tolist() == first.tolist()
+    np.testing.assert_allclose(again, centroids * 1e-4)
+    alike, whole = divided(np.ones((4, 3)))
+    assert whole.all()
+    np.testing.assert_array_equal(alike, np.ones((2, 3)))
+    assert divided(np.zeros((3, 2)))[1].all()
+
+
+def test_clarity_and_its_p_value_are_those_of_every_division_looked_at() -> None:
+    rng = np.random.default_rng(3)
+    vectors = unit(rng.normal(size=(8, 4)) + np.repeat([[2.0, 0, 0, 0], [0.5, 1, 0, 0]], [3, 5], axis=0))
+    first = np.arange(8) < 3
+
+    def clarity(members: np.ndarray) -> float:
+        pairs = [float(vectors[i] @ vectors[j]) for i, j in combinations(np.flatnonzero(members), 2)]
+        return float(np.mean(pairs))
+
+    found = clarity_raised(vectors, first, np.random.default_rng(0), draws=4999)
+    assert found is not None
+    assert found.sizes == (3, 5)
+    assert found.before == pytest.approx(clarity(np.ones(8, dtype=bool)))
+    assert found.groups == (pytest.approx(clarity(first)), pytest.approx(clarity(~first)))
+    assert found.after == pytest.approx((3 * clarity(first) + 5 * clarity(~first)) / 8)
+    means = [vectors[first].mean(axis=0), vectors[~first].mean(axis=0)]
+    cosine = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
+    assert found.apart == pytest.approx(1 - max(cosine, 0.0))
+    every = []
+    for chosen in combinations(range(8), 3):
+        mask = np.isin(np.arange(8), chosen)
+        every.append((3 * clarity(mask) + 5 * clarity(~mask)) / 8)
+    assert found.p == pytest.approx(np.mean(np.array(every) >= found.after - 1e-12), abs=0.02)
+    assert clarity_raised(vectors, np.arange(8) < 1, np.random.default_rng(0)) is None
+    assert clarity_raised(vectors, np.ones(8, dtype=bool), np.random.default_rng(0)) is None
+
+
+def test_where_groups_have_nothing_to_do_with_the_samples_p_values_are_even() -> None:
+    rng, p = np.random.default_rng(1), list[float]()
+    for _ in range(300):
+        vectors = unit(rng.normal(size=(20, 6)) + 0.7)
+        first = rng.permutation(20) < rng.integers(4, 17)
+        found = clarity_raised(vectors, first, rng, draws=199)
+        assert found is not None
+        p.append(found.p)
+    for level in (0.05, 0.2, 0.5):
+        share = np.mean(np.array(p) <= level)
+        assert abs(share - level) < 3 * np.sqrt(level * (1 - level) / 300)
+
+
+def test_of_pictures_of_one_unit_one_counts() -> None:
+    assert one_of_each(np.array([7, 3, 7, 7, 1, 3])).tolist() == [0, 1, 4]
