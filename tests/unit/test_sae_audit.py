@@ -31,7 +31,7 @@ from tests.unit import index_world
 LATENTS = "layer3.sae.latents"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

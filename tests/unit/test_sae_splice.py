@@ -25,7 +25,7 @@ from semlens_audit.sae_header import read_dictionary
 SIDE = 16
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
