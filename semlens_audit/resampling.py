@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from semlens_audit.scores import EPSILON, ProbeSet, gram, same_origin, unit
+from semlens_audit.units import all_different
 
 __all__ = ["resampled_alignment", "resampled_clarity"]
 
@@ -72,7 +73,7 @@ def resampled_clarity(embeddings: np.ndarray, weights: np.ndarray, units: np.nda
     weights = weights.astype(np.float64, copy=False)
     inner = gram(embeddings)
     total = np.einsum("kbm,kbm->kb", np.matmul(weights, inner), weights)
-    if units is None or _all_different(units):
+    if units is None or all_different(units):
         square = (weights**2).sum(axis=-1)
         own = np.einsum("kbm,km->kb", weights**2, np.einsum("kmm->km", inner))
     else:
@@ -81,8 +82,3 @@ def resampled_clarity(embeddings: np.ndarray, weights: np.ndarray, units: np.nda
         own = np.einsum("kbm,kbm->kb", np.matmul(weights, inner * same), weights)
     # What rounding leaves of a single unit's weight is no pair.
     return np.where(1.0 - square > 1e-9, (total - own) / np.maximum(1.0 - square, EPSILON), 0.0)
-
-
-def _all_different(units: np.ndarray) -> bool:
-    ordered = np.sort(units, axis=1)
-    return not bool((ordered[:, 1:] == ordered[:, :-1]).any())
