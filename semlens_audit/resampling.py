@@ -8,9 +8,30 @@ from __future__ import annotations
 import numpy as np
 
 from semlens_audit.scores import EPSILON, ProbeSet, gram, same_origin, unit
-from semlens_audit.units import all_different
+from semlens_audit.statistics import student_factor
+from semlens_audit.units import all_different, spread_factor
 
-__all__ = ["resampled_alignment", "resampled_clarity"]
+__all__ = ["reference_factor", "resampled_alignment", "resampled_clarity"]
+
+
+def reference_factor(counts: np.ndarray, confidence: float) -> np.ndarray:
+    """What deviations under resampled reference samples are multiplied by, so that intervals are as wide as their number asks for.
+
+    A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
+
+    Parameters
+    ----------
+    counts
+        (K,) independent reference samples.
+    confidence
+        Level of the interval, in (0, 1).
+
+    Returns
+    -------
+    numpy.ndarray
+        (K,) float64, at least 1.
+    """
+    return spread_factor(counts) * np.array([student_factor(count - 1.0, confidence) for count in counts])
 
 
 def _group_dots(embeddings: np.ndarray, probes: ProbeSet, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
