@@ -132,8 +132,8 @@ def _tables(record: AuditRecord, found: ChangeRecord, palette: Palette) -> tuple
         most = max(abs(end) for end in ends)
         domain = Domain.over(unit, [-most, most])
         rows = tuple(_row(record, entry, anchors, domain, palette, found.level) for entry in held)
-        kinds = dict.fromkeys(entry.new.quantity for entry in held if entry.new is not None)
-        tables.append(ChangeTable(caption.format(capital(join(list(kinds)))), axis(domain, palette, _WIDTH), rows))
+        kinds = sorted({entry.new.quantity for entry in held if entry.new is not None})
+        tables.append(ChangeTable(caption.format(capital(join(kinds))), axis(domain, palette, _WIDTH), rows))
     rest = tuple(_row(record, entry, anchors, None, palette, found.level) for entry in entries if _unit(entry) is None)
     if rest:
         tables.append(ChangeTable("Without a difference", None, rest))

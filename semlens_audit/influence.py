@@ -115,7 +115,7 @@ def influences(
         if inside:
             layer = assign_layer(plan, evidence, source, measured.unrecognised, flows.weights)
             wanted = asked_measures(inside, source.layer)
-            measures = measures_of_layer(plan, evidence, source, flows.weights, wanted) if wanted else None
+            measures = measures_of_layer(plan, evidence, source, wanted) if wanted else None
             for quantity in inside:
                 flow = flows.of(source, evidence.class_names.index(quantity.class_name))
                 draws = _draws(plan, layer, measures, quantity, flow)[:LENGTH]

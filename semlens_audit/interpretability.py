@@ -11,17 +11,18 @@ from typing import Literal
 
 import numpy as np
 
-from semlens_audit.draws import generator
+from semlens_audit.draws import draw_units, generator
 from semlens_audit.meanings import LayerMeanings, recentred
 from semlens_audit.neighbours import best_match, drawn_redundancy, redundancy
 from semlens_audit.plan import AuditPlan
 from semlens_audit.polysemanticity import polysemanticity, polysemanticity_and_draws
 from semlens_audit.resampling import resampled_clarity
 from semlens_audit.scores import unit
-from semlens_audit.units import reference_weights
+from semlens_audit.units import UnitWeights, reference_weights
 
 __all__ = [
-    "NO_RELEVANCE", "QUANTITIES", "UNDEFINED", "ComponentMeasures", "Quantity", "chance", "measure_components", "weighted_mean",
+    "DRAWS", "NO_RELEVANCE", "QUANTITIES", "UNDEFINED", "ComponentMeasures", "Quantity", "chance", "draw_weights", "measure_components",
+    "weighted_mean",
 ]  # fmt: skip
 
 Quantity = Literal["clarity", "polysemanticity", "redundancy"]
@@ -43,6 +44,9 @@ UNDEFINED: dict[Quantity, str] = {
 NO_RELEVANCE = "the components that it is defined for carry no relevance"
 """Why it may have none weighted by relevance."""
 
+DRAWS = 200
+"""Most draws of the bootstrap; an audit that declares fewer gets no more. Every draw compares all pairs of components."""
+
 _CHUNK = 64
 
 
@@ -61,6 +65,13 @@ class ComponentMeasures:
 
     values: dict[Quantity, np.ndarray]
     draws: dict[Quantity, np.ndarray]
+
+
+def draw_weights(plan: AuditPlan) -> UnitWeights:
+    """Bootstrap weights of an audit's units: the first `DRAWS` of those that its checks use."""
+    settings = plan.audit.measurement
+    limited = settings.model_copy(update={"bootstrap": min(settings.bootstrap, DRAWS)})
+    return draw_units(plan.model_copy(update={"audit": plan.audit.model_copy(update={"measurement": limited})}))
 
 
 def measure_components(

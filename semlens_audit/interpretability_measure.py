@@ -19,6 +19,7 @@ from semlens_audit.interpretability import (
     UNDEFINED,
     ComponentMeasures,
     chance,
+    draw_weights,
     measure_components,
     weighted_mean,
 )
@@ -27,7 +28,6 @@ from semlens_audit.meanings import LayerMeanings
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import Measurement
 from semlens_audit.resampling import reference_factor
-from semlens_audit.units import UnitWeights
 from semlens_audit.wording import format_number, format_value
 
 __all__ = ["asked_measures", "class_measure", "drawn_measure", "interpretability_remarks", "measures_of_layer"]
@@ -43,26 +43,24 @@ def asked_measures(quantities: Collection[Quantity], layer: str) -> tuple[Measur
 
 
 def measures_of_layer(
-    plan: AuditPlan, evidence: Evidence, source: LayerEvidence, weights: UnitWeights, wanted: Collection[Measure]
+    plan: AuditPlan, evidence: Evidence, source: LayerEvidence, wanted: Collection[Measure]
 ) -> ComponentMeasures:
-    """Measures of a layer's components, their draws as wide as those that clarity is judged by.
+    """Measures of a layer's components, in the first `semlens_audit.interpretability.DRAWS` draws that clarity is judged by.
 
     Parameters
     ----------
-    weights
-        Of the audit's units, see `semlens_audit.draws.draw_units`.
     wanted
         Which measures.
     """
-    meanings = LayerMeanings(source, evidence.units, weights)
+    meanings = LayerMeanings(source, evidence.units, draw_weights(plan))
     return measure_components(meanings, wanted, reference_factor(meanings.counts, plan.audit.measurement.confidence))
 
 
 def drawn_measure(measures: ComponentMeasures, measure: Measure, flow: ClassFlow) -> np.ndarray:
-    """(B,) float64 draws of a measure, weighted by the components' share of a class's relevance."""
-    known = np.isfinite(measures.values[measure])
-    draws = flow.drawn[:, known].astype(np.float64)
-    return np.asarray((draws * measures.draws[measure][:, known]).sum(axis=1) / draws.sum(axis=1))
+    """(B,) float64 draws of a measure, weighted by the components' share of a class's relevance in the same draws."""
+    known, drawn = np.isfinite(measures.values[measure]), measures.draws[measure]
+    share = flow.drawn[: len(drawn), known].astype(np.float64)
+    return np.asarray((share * drawn[:, known]).sum(axis=1) / share.sum(axis=1))
 
 
 def class_measure(plan: AuditPlan, measures: ComponentMeasures, measure: Measure, flow: ClassFlow) -> Measurement:
@@ -80,7 +78,7 @@ def class_measure(plan: AuditPlan, measures: ComponentMeasures, measure: Measure
     known, n = np.isfinite(measures.values[measure]), flow.samples
     if not known.any():
         return Measurement(quantity=measure, unit="cosine", n=n, not_measured=UNDEFINED[measure])
-    if flow.mean[known].sum() <= 0 or (flow.drawn[:, known].sum(axis=1) <= 0).any():
+    if flow.mean[known].sum() <= 0 or (flow.drawn[: len(measures.draws[measure]), known].sum(axis=1) <= 0).any():
         return Measurement(quantity=measure, unit="cosine", n=n, not_measured=NO_RELEVANCE)
     bounds = QUANTITIES[measure]
     value = weighted_mean(measures.values[measure], flow.mean, bounds)
@@ -111,7 +109,7 @@ def interpretability_remarks(
         wanted = asked_measures([quantity for quantity in quantities if quantity.key in measured], source.layer)
         if not wanted:
             continue
-        meanings = LayerMeanings(source, evidence.units, flows.weights)
+        meanings = LayerMeanings(source, evidence.units, draw_weights(plan))
         by_chance = chance(plan, meanings, wanted)
         for measure in wanted:
             defined = meanings.known if measure == "redundancy" else (meanings.counts >= 2) & ~meanings.dead

@@ -221,7 +221,7 @@ def measure_layers(
         step(1)
         layers.append(_layer_record(plan, layer, concept_ids))
         wanted = asked_measures(quantities, source.layer) if layer.eligible.any() else ()
-        measures = measures_of_layer(plan, evidence, source, flows.weights, wanted) if wanted else None
+        measures = measures_of_layer(plan, evidence, source, wanted) if wanted else None
         for position, name in enumerate(evidence.class_names):
             asked = [q for q in quantities if q.layer == source.layer and q.class_name == name]
             record, values = measure_class(plan, evidence, layer, position, flows.of(source, position), asked, measures)
