@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semlens_audit.atlas.polysemanticity import halves
+from semlens_audit.polysemanticity import halves
 from semlens_audit.scores import unit
 
 __all__ = ["Comparison", "clarity_raised", "divided", "one_of_each"]

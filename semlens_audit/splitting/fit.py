@@ -19,12 +19,12 @@ from safetensors.torch import save
 
 from semlens_audit import __version__
 from semlens_audit.atlas.opening import Atlas, chosen_layers
-from semlens_audit.atlas.polysemanticity import polysemanticity
 from semlens_audit.devices import describe
 from semlens_audit.draws import generator
 from semlens_audit.errors import UsageError
 from semlens_audit.evidence import LayerEvidence
 from semlens_audit.plan import AuditPlan
+from semlens_audit.polysemanticity import polysemanticity
 from semlens_audit.progress import Progress
 from semlens_audit.sae_header import LATENTS
 from semlens_audit.splitting.division import Comparison, clarity_raised, divided, one_of_each

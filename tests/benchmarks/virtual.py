@@ -21,13 +21,13 @@ import torch
 
 from semlens_audit import index
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.polysemanticity import polysemanticity
 from semlens_audit.components import capture, pool
 from semlens_audit.data import DataSet, open_data
 from semlens_audit.devices import on_device
 from semlens_audit.execution import Execution
 from semlens_audit.paths import resolve
 from semlens_audit.plan import AuditPlan
+from semlens_audit.polysemanticity import polysemanticity
 from semlens_audit.progress import LineProgress
 from semlens_audit.proportions import clopper_pearson
 from semlens_audit.scores import gram, unit

@@ -19,10 +19,10 @@ from semlens_audit.atlas.comparison import compare, compare_layers, require_comp
 from semlens_audit.atlas.comparison_words import sentences, side_name
 from semlens_audit.atlas.matching import Chance, beyond_chance, chance_clarity, chance_matches, one_to_one
 from semlens_audit.atlas.meanings import Meanings, draw_weights
-from semlens_audit.atlas.neighbours import best_match, drawn_matches
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.shifts import Counted, common_concepts, firm, kin, meant, shifts
 from semlens_audit.errors import UsageError
+from semlens_audit.neighbours import best_match, drawn_matches
 from semlens_audit.plan import AuditPlan
 from semlens_audit.scores import clarity, unit
 from tests.unit import index_world as world
@@ -124,7 +124,7 @@ class TestOneToOne:
 
 
 def test_drawn_matches_against_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    from semlens_audit.atlas import neighbours
+    from semlens_audit import neighbours
 
     monkeypatch.setattr(neighbours, "_ROWS", 2)
     rng = RNG(0)

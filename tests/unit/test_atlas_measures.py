@@ -18,13 +18,13 @@ from semlens_audit.atlas import measures as atlas_measures
 from semlens_audit.atlas.meanings import Meanings, draw_weights, recentred
 from semlens_audit.atlas.measure_figures import Dot, DotRow, PairPoint, Span, dots, pair_plot
 from semlens_audit.atlas.measures import QUANTITIES, layer_measures, measure_table, summarise
-from semlens_audit.atlas.neighbours import best_match, drawn_redundancy, redundancy
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.polysemanticity import halves, polysemanticity, resampled_polysemanticity
 from semlens_audit.errors import UsageError
 from semlens_audit.figures import PAPER
 from semlens_audit.measured import Interval, Measurement
+from semlens_audit.neighbours import best_match, drawn_redundancy, redundancy
 from semlens_audit.plan import AuditPlan
+from semlens_audit.polysemanticity import halves, polysemanticity, resampled_polysemanticity
 from semlens_audit.scores import clarity, unit
 from tests.unit import index_world as world
 

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from semlens_audit import index, spec
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.polysemanticity import polysemanticity
 from semlens_audit.cli import app
 from semlens_audit.data import open_data
 from semlens_audit.errors import SpecError, SubjectError, UsageError
 from semlens_audit.execution import Execution
 from semlens_audit.plan import AuditPlan
+from semlens_audit.polysemanticity import polysemanticity
 from semlens_audit.progress import SilentProgress
 from semlens_audit.splitting.fit import Fit, Settings, bare, fit, write_fit
 from semlens_audit.stages import stage_inputs, stage_keys
