@@ -33,6 +33,20 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests import distribution
+
+    return distribution.scheduler(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        from tests import distribution
+
+        distribution.order(items)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real test data; skips where it is not on this machine."""

@@ -18,8 +18,6 @@ from semlens_audit.records import AuditRecord
 from tests.golden.released_record import released
 from tests.golden.sample_record import sample, small
 
-pytestmark = pytest.mark.xdist_group("pdf")
-
 ROOT = Path(__file__).resolve().parents[2]
 
 pytest.importorskip("weasyprint", reason="Pango is not installed", exc_type=OSError)

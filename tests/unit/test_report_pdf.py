@@ -36,7 +36,7 @@ def pango() -> bool:
     return True
 
 
-pytestmark = [pytest.mark.skipif(not pango(), reason="Pango is not installed"), pytest.mark.xdist_group("pdf")]
+pytestmark = [pytest.mark.skipif(not pango(), reason="Pango is not installed")]
 needs_poppler = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="pdftotext is not installed")
 
 
