@@ -239,8 +239,8 @@ class ReferenceImage(Frozen):
     overlay: str
     """Key into `AuditRecord.images`: the whole input with heatmap and box (JPEG)."""
     contrastive: ContrastiveImage | None = None
-    """What the concept embedding takes away from this crop; None where concept embeddings are means, and where every sample drives
-    the component as much."""
+    """What the concept embedding takes away from this crop; None where concept embeddings are means, and where no random
+    crop is contrastive."""
 
     @property
     def keys(self) -> tuple[str, ...]:

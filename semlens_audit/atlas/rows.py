@@ -29,7 +29,7 @@ class Reference:
         Crop x0, y0, x1, y1 in pixels of the network's input.
     contrastive
         What its concept embedding takes away from this crop; ``None`` where it is a mean of crops alone, in another index, and where
-        every sample drives the component as much.
+        no random crop is contrastive.
     """
 
     sample: str
