@@ -66,7 +66,7 @@ def _images(record: AuditRecord) -> Iterator[tuple[str, str]]:
     for place in record.class_layers:
         for component in place.components:
             for reference in component.references:
-                yield from ((key, f"component {component.component}") for key in (reference.crop, reference.overlay))
+                yield from ((key, f"component {component.component}") for key in reference.keys)
     for entry in record.presence_in_data:
         yield from ((shown.image, f"the concept {entry.concept}") for shown in entry.pictures if shown.image is not None)
 

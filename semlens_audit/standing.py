@@ -27,7 +27,7 @@ _PRESENTED = {"gallery", "records"}
 _STAGES = (
     "arithmetic", "attribution", "attribution_choice", "attribution_maps", "attribution_pass", "clip_classifier",
     "components", "contrast", "contrast_pass",
-    "cropping", "crops", "data", "exported", "foundation", "images", "index", "inference", "layouts", "lrp",
+    "cropping", "crops", "data", "exported", "foundation", "image_parts", "images", "index", "inference", "layouts", "lrp",
     "lrp_conditional", "lrp_modes", "lrp_pulls", "lrp_rules", "networks", "open_clip_models", "passes", "precision", "prefetch",
     "probe_texts", "reading", "regions", "selection", "stages", "subject", "vectors", "verdict", "views", "weights",
 )  # fmt: skip

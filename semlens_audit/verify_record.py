@@ -339,6 +339,6 @@ def _images(record: AuditRecord, plan: AuditPlan) -> str:
         for place in record.class_layers
         for component in place.components
         for reference in component.references
-        for key in (reference.crop, reference.overlay)
+        for key in reference.keys
     }
     return _listed(wrong + [key[:16] for key in sorted(shown - record.images.keys())], "Images that are not there or differ")

@@ -94,6 +94,8 @@ class Labelling:
         False-discovery rate over each layer's components.
     sets
         Random sets of reference samples that every word was held against.
+    gamma
+        How much of the contrastive crops the concept embeddings lack, 0 to 1; ``None`` where they are means of crops alone.
     notes
         Of the vocabulary, for the reader.
     """
@@ -107,6 +109,7 @@ class Labelling:
     level: float
     sets: int
     notes: tuple[str, ...]
+    gamma: float | None = None
 
 
 def chosen_vocabulary(plan: AuditPlan, names: Sequence[str]) -> Vocabulary:
@@ -162,7 +165,7 @@ def label(
         raise UsageError("bad-level", f"A false-discovery rate of {level:g} cannot be.", "Write one above 0 and below 1, such as 0.05.")
     layers, chosen = chosen_layers(atlas.plan, layer), chosen_class(atlas.plan, class_name)
     place = list(atlas.plan.spec.classes).index(chosen)
-    embedded = embed_words(atlas, vocabulary, progress)
+    embedded, settings = embed_words(atlas, vocabulary, progress), atlas.plan.audit.measurement
     found = []
     for name in layers:
         labels = label_components(atlas, name, embedded, top=top, level=level, progress=progress)
@@ -186,6 +189,7 @@ def label(
         level,
         random_sets(len(vocabulary.words)),
         (*vocabulary.notes, *_own_pictures(embedded.from_data, len(vocabulary.words))),
+        settings.gamma if settings.concept_embedding == "contrastive" else None,
     )
 
 
@@ -210,6 +214,7 @@ def values(found: Labelling) -> dict[str, Any]:
         "vocabulary": {"name": found.vocabulary, "words": found.words, "sha256": found.sha256, "probes_sha256": found.probes},
         "false_discovery_rate": found.level,
         "random_sets": found.sets,
+        "concept_embedding": {"kind": "mean" if found.gamma is None else "contrastive", "gamma": found.gamma},
         "notes": list(found.notes),
         "layers": [
             {

@@ -110,10 +110,29 @@ class TestInAnIndex:
                 assert left is not None
                 for component, ids in enumerate(source.reference_ids):
                     below = activations[:, component] < activations[:, component].mean()
+                    below &= ~np.isin(source.null_samples, ids)
                     for rank in np.flatnonzero(ids >= 0):
                         p = plain[component, rank]
-                        n = crops[slow_contrast(p, crops, below)]
+                        place = slow_contrast(p, crops, below)
+                        n = crops[place] if place != NONE else np.zeros_like(p)
                         assert left[component, rank] == pytest.approx(p - 0.5 * (p @ n) * n, abs=1e-6)
+
+    def test_no_reference_sample_takes_away_what_its_component_means(self, plans: tuple[AuditPlan, AuditPlan]) -> None:
+        plan = plans[1]
+        data = open_data(plan)
+        with Store.open(Path(plan.audit_file).parent / "store.duckdb", read_only=True) as store:
+            evidence, keys = index.load_evidence(plan, data, store), index.evidence_stages(plan, data, store)
+            assert evidence is not None
+            contrasted = set()
+            for source in evidence.layers:
+                assert source.null_samples is not None
+                rows = store.arrays(
+                    "SELECT component, rank, contrast FROM contrast WHERE stage = ? AND contrast <> -1", (keys[f"contrast:{source.layer}"],)
+                )
+                for component, position in zip(rows["component"], rows["contrast"], strict=True):
+                    contrasted.add((source.layer, int(component)))
+                    assert source.null_samples[position] not in source.reference_ids[component]
+            assert len(contrasted) > 5
 
     def test_a_random_crop_is_contrasted_with_one_of_another_image(self, plans: tuple[AuditPlan, AuditPlan]) -> None:
         plan = plans[1]
