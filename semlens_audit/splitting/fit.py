@@ -229,7 +229,7 @@ def _looked(
         own = own[np.abs(own).sum(axis=1) > 0]
         value = float(several[component])
         if len(own) < 2 * settings.smallest:
-            reason = f"above zero on {len(own)} only"
+            reason = f"only {len(own)} samples"
             nothing = np.zeros((2, circuits.shape[1]), dtype=np.float32)
             yield component, Looked(component, value, (len(own), 0), 0.0, None, 1.0, False, reason, nothing)
             continue
@@ -237,7 +237,7 @@ def _looked(
         sizes, distinct = (int(first.sum()), int((~first).sum())), silhouette(own, first)
         kept = centroids.astype(np.float32)
         if sizes[1] < settings.smallest:
-            reason = f"fewer than {settings.smallest} in a group"
+            reason = "group too small"
             yield component, Looked(component, value, sizes, distinct, None, 1.0, False, reason, kept)
             continue
         ranks = np.flatnonzero(stored.reference_ids[component] >= 0)
@@ -248,7 +248,7 @@ def _looked(
         rng = generator(atlas.plan, "splitting", settings.layer, str(component))
         fewest = -(-settings.smallest * len(ids) // settings.references)
         comparison = clarity_raised(np.asarray(stored.embeddings[component])[ranks], gate, rng, fewest)
-        reason = "" if comparison else "too few to compare"
+        reason = "" if comparison else "too few shown"
         yield component, Looked(component, value, sizes, distinct, comparison, 1.0, False, reason, kept)
 
 

@@ -70,7 +70,7 @@ def print_fit(found: Fit) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
         for name, side in (
             ("component", "right"), ("poly-\nsemantic", "right"), ("samples", "right"), ("silhou-\nette", "right"), ("clarity", "right"),
-            ("within\ngroups", "right"), ("sepa-\nration", "right"), ("adjusted\np", "right"), ("", "left"),
+            ("within\ngroups", "right"), ("sepa-\nration", "right"), ("adj.\np", "right"), ("", "left"),
         ):  # fmt: skip
             table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
         for one in found.looked:
@@ -95,7 +95,8 @@ def print_fit(found: Fit) -> None:
             Text(
                 f"Samples: of the {settings.references} that activate a component most, in either group of circuits. Silhouette: how "
                 f"distinct these groups are. Clarity: mean cosine of the up to {found.compared} reference samples of the index, together, "
-                "and within their groups. Separation: 1 less the difference of reference samples within groups over that between them.",
+                "and within their groups. Separation: 1 less the difference of reference samples within groups over that between them. "
+                "Too few shown: hardly any of the index's reference samples is of one of the groups.",
                 style="dim",
             )
         )
