@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from semlens_audit.atlas.compared import SCHEMA_VERSION, ComparedLayer, Comparison, LayerComparison
 from semlens_audit.atlas.comparison_words import sentences
-from semlens_audit.atlas.telling import kinds, shown, telling
+from semlens_audit.atlas.telling import REFERENCES, kinds, shown, telling
 from semlens_audit.bounded import JsonLimits, LimitError, read_bytes, read_json
 from semlens_audit.component_changes import MOST_LAYERS, ComponentChanges, LayerChanges, Portrait
 from semlens_audit.digest import digest_bytes
@@ -331,6 +331,7 @@ def _condensed(layer: LayerComparison) -> LayerChanges:
         pairs=len(layer.pairs),
         shifted=len(every.became),
         changed=sum(pair.changed for pair in layer.pairs),
+        reweighted=len(every.moved),
         learned=most.learned,
         lost=most.lost,
         became=most.became,
@@ -342,7 +343,7 @@ def _condensed(layer: LayerComparison) -> LayerChanges:
 def _within_budget(portraits: Sequence[Portrait], images: dict[str, str]) -> tuple[tuple[Portrait, ...], dict[str, str]]:
     """Portraits with pictures that weigh at most `BUDGET` bytes: compressed more strongly, then fewer of each, then of fewer."""
     try:
-        for most in (4, 3, _FEWEST):
+        for most in (REFERENCES, _FEWEST):
             cut = [one.model_copy(update={"references": one.references[:most]}) for one in portraits]
             kept, lighter = _compressed(cut, images)
             if _weight(lighter) <= BUDGET:
