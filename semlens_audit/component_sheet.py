@@ -17,7 +17,7 @@ from semlens_audit.bounded import JsonLimits, LimitError, read_bytes, read_json
 from semlens_audit.component_changes import MOST_LAYERS, ComponentChanges, LayerChanges, Portrait
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import AuditError, IntegrityError, UsageError
-from semlens_audit.json_places import place_of, repeated_key
+from semlens_audit.json_places import odd_number, place_of, repeated_key
 from semlens_audit.picture_budget import compressed
 from semlens_audit.plain_text import one_line
 from semlens_audit.record_images import wrong_image
@@ -140,18 +140,18 @@ def _unfit(why: str, file: str, line: int | None, column: int | None) -> Integri
 
 
 def _where(data: bytes, error: LimitError) -> tuple[int | None, int | None]:
-    """Line and column of what is no JSON, or of a key that is there twice, as far as it has a place."""
+    """Line and column of what is no JSON, a key that is there twice, or a number that is none, as far as it has a place."""
     cause = error.__cause__
     if isinstance(cause, JSONDecodeError):
         return cause.lineno, cause.colno
     if isinstance(cause, UnicodeDecodeError):
         before = data[: cause.start]
         return before.count(b"\n") + 1, cause.start - (before.rfind(b"\n") + 1) + 1
-    if "twice" in str(error):
-        twice = repeated_key(data.decode("utf-8"))
-        if twice is not None:
-            return twice[1], twice[2]
-    return None, None
+    if len(data) > LIMITS.size or data.count(b",") + data.count(b"[") + data.count(b"{") > LIMITS.values:
+        return None, None
+    text = data.decode("utf-8")
+    twice = repeated_key(text) if "twice" in str(error) else None
+    return (twice[1], twice[2]) if twice is not None else odd_number(text, LIMITS.largest) or (None, None)
 
 
 def _within(path: Sequence[int | str]) -> Sequence[int | str]:
