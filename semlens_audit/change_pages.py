@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semlens_audit.change_words import CHANGE_GLYPHS, CHANGE_WORDS, format_difference, ranked
+from semlens_audit.component_pages import ChangedComponents, changed_components
 from semlens_audit.figures import Domain, Figure, Palette, axis, interval_line
 from semlens_audit.measured import Measurement
 from semlens_audit.pages import Badge, Fact
@@ -79,6 +80,8 @@ class Change:
     family: int
     """How many results the p-values are adjusted for."""
     tables: tuple[ChangeTable, ...]
+    components: ChangedComponents | None
+    """What became of the components; None where that was not compared."""
 
 
 def change(record: AuditRecord, palette: Palette) -> Change | None:
@@ -110,6 +113,7 @@ def change(record: AuditRecord, palette: Palette) -> Change | None:
         level=f"{100 * found.level:g} %",
         family=sum(entry.adjusted_p is not None for entry in found.entries),
         tables=_tables(record, found, palette),
+        components=changed_components(record, palette),
     )
 
 
