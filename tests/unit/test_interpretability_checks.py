@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from semlens_audit import checks, cli, index, interpretability_measure, measure, scenarios, spec
+from semlens_audit import checks, cli, index, interpretability_measure, measure, scenarios, spec, verify_record
 from semlens_audit.atlas.measures import MeasureTable, measure_table
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.change import compare
 from semlens_audit.change_pages import change
 from semlens_audit.checks import Quantity
 from semlens_audit.data import open_data
+from semlens_audit.difference import influence_values
 from semlens_audit.draws import draw_units
 from semlens_audit.errors import SpecError
 from semlens_audit.evidence import Evidence, LayerEvidence
@@ -172,19 +173,27 @@ class TestRun:
             measures = measures_of_layer(plan, evidence, source, [kind])
             draws = drawn_measure(measures, kind, flows.of(source, 0))
             assert found[one.key].length == len(draws) == 100
-            assert np.quantile(draws, 0.025) >= interval.low - 1e-9
+            assert influence_values(found[one.key]) == pytest.approx((draws - draws.mean()) / 10.0, abs=1e-6)
+            assert interval.low - 1e-9 <= np.quantile(draws, 0.025)
 
 
 def test_verify_and_diff_know_the_kinds(audited: Audited) -> None:
     runner = CliRunner(env={"COLUMNS": "200"})
     (file,) = (audited.folder / "reports").rglob("results.json")
-    shown = runner.invoke(cli.app, ["verify", str(file.parent)])
-    assert "No measurement of the kind" not in shown.output
-    assert "Not what follows" not in shown.output
+    shown = runner.invoke(cli.app, ["verify", "--allow-unsigned", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert "7 findings decided again" in shown.output
     shown = runner.invoke(cli.app, ["diff", str(file), str(file), "--json"])
     assert shown.exit_code == 0, shown.output
     assert {entry["label"] for entry in json.loads(shown.stdout)["entries"]} == {"within_noise"}
     record = AuditRecord.model_validate_json(file.read_text())
+    for finding in record.findings:
+        interval = finding.measurement.interval
+        assert interval is not None
+        assert verify_record._formed(finding, audited.plan)
+        least = checks.KINDS[finding.kind].range[0]
+        beyond = finding.measurement.model_copy(update={"interval": interval.model_copy(update={"low": least - 0.01})})
+        assert not verify_record._formed(finding.model_copy(update={"measurement": beyond}), audited.plan)
     page = change(record.model_copy(update={"change": compare(record, record)}), SCREEN)
     assert page is not None
     assert [table.caption for table in page.tables] == ["Clarity, polysemanticity and redundancy: difference of cosines"]
