@@ -22,8 +22,6 @@ from semlens_audit.plan import Responsible
 from semlens_audit.records import AuditRecord
 from tests.golden.sample_record import sample
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def pango() -> bool:
     try:
