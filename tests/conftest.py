@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,17 @@ def shared_data() -> Path:
     if not (path / "models").is_dir():
         pytest.skip(f"real test data is not on this machine ({path}); set SEMLENS_AUDIT_TESTDATA")
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules of small networks, which lose more by waiting for a second thread than they gain."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 PlanFactory = Callable[..., AuditPlan]

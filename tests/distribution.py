@@ -14,9 +14,10 @@ from xdist.scheduler import LoadScopeScheduling
 TOGETHER = (
     ("tests/e2e/test_exit_codes.py", "tests/e2e/test_gate.py", "tests/e2e/test_diff.py", "tests/e2e/test_ci_action.py",
      "tests/e2e/test_lock_and_reproduce.py"),
-    ("tests/unit/test_pdf_structure.py", "tests/unit/test_report_pdf.py", "tests/unit/test_report_bytes.py"),
+    ("tests/unit/test_verify.py", "tests/unit/test_signing.py", "tests/unit/test_pdf_structure.py", "tests/unit/test_attest.py",
+     "tests/unit/test_verify_numbers.py"),
 )  # fmt: skip
-"""Files that share a fixture of the session, or documents drawn once."""
+"""Files that share a fixture of the session, or signed reports that `tests.unit.signing_world` makes once a process."""
 
 LONGEST = (
     *TOGETHER[0],
@@ -26,7 +27,6 @@ LONGEST = (
     "tests/unit/test_hostile_specs.py",
     "tests/e2e/test_accessibility.py",
     "tests/e2e/test_sign_and_verify.py",
-    "tests/unit/test_verify.py",
     *TOGETHER[1],
     "tests/e2e/test_families.py",
     "tests/unit/test_qualification_campaign.py",

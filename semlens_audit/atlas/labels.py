@@ -115,18 +115,7 @@ def label_components(
     """
     progress = progress or SilentProgress()
     embedded = words if isinstance(words, EmbeddedWords) else embed_words(atlas, _vocabulary(words), progress)
-    source = atlas.layers[layer]
-    present = source.reference_ids >= 0
-    units = np.where(present, atlas.evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
-    counts = effective_units(units, present)
-    sizes = set_sizes(counts, (counts >= 2) & ~source.dead)
-    pool = np.asarray(source.null_meant)
-    if sizes.max(initial=0) > len(pool):
-        raise DataError(
-            "too-few-random-crops",
-            f"layer {layer}: {len(pool)} random crops for reference sets of {sizes.max()}",
-            "use more samples or fewer reference samples",
-        )
+    sizes, pool = _sizes_and_pool(atlas, layer)
     with progress.stage(f"Labels, {layer}", len(embedded.words)) as advance:
         nearest = label_words(
             atlas.concept_embeddings(layer),
@@ -148,6 +137,23 @@ def label_components(
         ]
         for k in (range(len(nearest.words)) if components is None else components)
     ]
+
+
+def _sizes_and_pool(atlas: Atlas, layer: str) -> tuple[np.ndarray, np.ndarray]:
+    """(K,) size of the random sets that each component is held against, 0 for none, and the embedded crops they are drawn from."""
+    source = atlas.layers[layer]
+    present = source.reference_ids >= 0
+    units = np.where(present, atlas.evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
+    counts = effective_units(units, present)
+    sizes = set_sizes(counts, (counts >= 2) & ~source.dead)
+    pool = np.asarray(source.null_meant)
+    if sizes.max(initial=0) > len(pool):
+        raise DataError(
+            "too-few-random-crops",
+            f"layer {layer}: {len(pool)} random crops for reference sets of {sizes.max()}",
+            "use more samples or fewer reference samples",
+        )
+    return sizes, pool
 
 
 def _critical_p(p: np.ndarray, level: float) -> float:

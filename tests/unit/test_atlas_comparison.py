@@ -179,44 +179,37 @@ class TestShifts:
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, AuditPlan]]:
     """One world; the same network, another, the same with permuted channels, and the same on other data, in one store."""
-    import torch
     from safetensors.torch import load_file, save_file
 
-    from semlens_audit import stages
+    with world.quick(400):
+        folder = world.write_world(tmp_path_factory.mktemp("comparison"), dead=1)
+        world.write_subject(folder / "other.safetensors", seed=5)
+        world.write_images(folder / "images2", samples=12, seed=8)
+        state = load_file(folder / "small.safetensors")
+        save_file(permuted(state, [2, 0, 3, 1]), folder / "permuted.safetensors")
 
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 400
-    folder = world.write_world(tmp_path_factory.mktemp("comparison"), dead=1)
-    world.write_subject(folder / "other.safetensors", seed=5)
-    world.write_images(folder / "images2", samples=12, seed=8)
-    state = load_file(folder / "small.safetensors")
-    save_file(permuted(state, [2, 0, 3, 1]), folder / "permuted.safetensors")
+        def audit(name: str, **more: object) -> AuditPlan:
+            values = world.audit(audit=name, layers=["layer1"]) | more
+            (folder / f"{name}.yaml").write_text(json.dumps(values))
+            return world.plan(folder, values).model_copy(update={"audit_file": str(folder / f"{name}.yaml")})
 
-    def audit(name: str, **more: object) -> AuditPlan:
-        values = world.audit(audit=name, layers=["layer1"]) | more
-        (folder / f"{name}.yaml").write_text(json.dumps(values))
-        return world.plan(folder, values).model_copy(update={"audit_file": str(folder / f"{name}.yaml")})
+        def subject(weights: str) -> dict[str, object]:
+            own = world.audit()["subject"]
+            return {**own, "model": {**own["model"], "weights": weights}}
 
-    def subject(weights: str) -> dict[str, object]:
-        own = world.audit()["subject"]
-        return {**own, "model": {**own["model"], "weights": weights}}
-
-    made = {
-        "one": audit("one", layers=["layer1", "layer3"]),
-        "other": audit("other", subject=subject("other.safetensors")),
-        "permuted": audit("permuted", subject=subject("permuted.safetensors")),
-        "elsewhere": audit(
-            "elsewhere",
-            data={"source": "folder", "path": "images2"},
-            measurement=world.audit()["measurement"] | {"reference_samples": 3},
-        ),
-    }
-    for plan in made.values():
-        index.build(plan)
-    yield made
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+        made = {
+            "one": audit("one", layers=["layer1", "layer3"]),
+            "other": audit("other", subject=subject("other.safetensors")),
+            "permuted": audit("permuted", subject=subject("permuted.safetensors")),
+            "elsewhere": audit(
+                "elsewhere",
+                data={"source": "folder", "path": "images2"},
+                measurement=world.audit()["measurement"] | {"reference_samples": 3},
+            ),
+        }
+        for plan in made.values():
+            index.build(plan)
+        yield made
 
 
 def permuted(state: dict, order: list[int]) -> dict:

@@ -64,22 +64,14 @@ class TestFormulas:
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AuditPlan, AuditPlan]]:
     """The same audit with mean and with contrastive concept embeddings, indexed into one store."""
-    import torch
-
-    from semlens_audit import stages
-
     folder = world.write_world(tmp_path_factory.mktemp("contrast"))
     mean = world.audit()
     contrastive = mean | {"measurement": mean["measurement"] | {"concept_embedding": "contrastive", "gamma": 0.5}}
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    both = world.plan(folder, mean), world.plan(folder, contrastive)
-    for plan in both:
-        index.build(plan)
-    yield both
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.quick():
+        both = world.plan(folder, mean), world.plan(folder, contrastive)
+        for plan in both:
+            index.build(plan)
+        yield both
 
 
 class TestInAnIndex:
