@@ -2,10 +2,11 @@
 
     .venv/bin/python -m tests.benchmarks.naming --write         # about twenty minutes
 
-Every component of two layers of the phantom's models gets a label from a vocabulary of things that the renderer can switch on and off. New
-lesions are then rendered with and without each of them, all else equal, and the component's pooled activation on either is compared.
-Photographs, where the data are at hand, are compared as they were found (`tests.benchmarks.naming_photographs`). Prints Markdown; ``--write``
-puts it into the README and draws ``naming.svg``. Indexes are built into a temporary folder, or into ``--folder``, where they are kept.
+Every component of two layers of the phantom's models gets a label from a vocabulary of things that the renderer can switch on and
+off. New lesions are then rendered with and without each of them, all else equal, and the component's pooled activation on either is
+compared. Photographs, where the data are at hand, are compared as they were found (`tests.benchmarks.naming_photographs`). Prints
+Markdown; ``--write`` puts it into the README and draws ``naming.svg``. Indexes are built into a temporary folder, or into
+``--folder``, where they are kept.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ MODELS = ("phantom-shortcut", "phantom-clean")
 LAYERS = ("layer3", "layer4")
 SEED = 31
 """Of the lesions that labels are tested on: the models were trained on 11 and measured on 12 and 13, the audits' data are 20240."""
+SELECTIONS = ("relevance", "activation")
+"""How reference samples are chosen: as the audits are shipped, and as published."""
 ROWS = 64
 
 WORDS: dict[str, tuple[str, bool, str]] = {
@@ -215,42 +218,53 @@ def names(
             if not gamma:
                 if embedded.read:
                     centred = unit(atlas.concept_embeddings(layer, "centred").astype(np.float64))
-                    nearest = (centred @ np.concatenate([block.directions for block in embedded.blocks(atlas.centre(layer))]).T).argmax(axis=1)
-                    namings.append(Naming(CENTRED, np.array([place[embedded.words[word]] for word in nearest])))
+                    directions = np.concatenate([block.directions for block in embedded.blocks(atlas.centre(layer))])
+                    nearest = np.argmax(centred @ directions.T, axis=1).tolist()
+                    namings.append(Naming(CENTRED, np.array([place[embedded.words[word]] for word in nearest], dtype=np.int64)))
                 inner = [place[word] for word in embedded.words]
                 seen = read_similarity(atlas, embedded.words) if embedded.read else pictured_similarity(atlas, embedded)
     score = soft_wpmi(found, seen)
     score[:, inner] = score.copy()
-    namings.append(Naming("CLIP-Dissect", score.argmax(axis=1)))
-    namings.append(Naming("a word drawn at random", np.random.default_rng(0).integers(len(order), size=found.shape[1])))
+    namings.append(Naming("CLIP-Dissect", np.asarray(score.argmax(axis=1))))
+    namings.append(Naming("a word drawn at random", np.asarray(np.random.default_rng(0).integers(len(order), size=found.shape[1]))))
     if best is not None:
         namings.append(Naming("the best word, by the index's images", best))
     return tuple(namings)
 
 
-def phantom(model: str, selection: str, count: int, folder: Path) -> list[Cell]:
-    """Both layers of a phantom model."""
-    file = ROOT / "audits" / f"{model}.yaml"
-    plan = contrastive(read_plan(file), LAYERS, folder / f"{model}-{selection}.duckdb", selection=selection)
-    where = Execution(device="cpu")
-    index.build(plan, progress=LineProgress(sys.stderr), execution=where)
-    order, words = list(WORDS), [(ATTRIBUTES.index(name), present) for name, present, _ in WORDS.values()]
-    with Atlas(plan) as atlas:
-        bench = Bench(plan, atlas.data, execution=where)
-        assert atlas.data.attributes is not None
-        has = np.stack([atlas.data.attributes[name] == 1 for name in ATTRIBUTES], axis=1)
-        relevance = {layer: atlas.shares(layer)[0] for layer in LAYERS}
-    seen = activations(bench, LAYERS, (bench.views[one.id] for one in bench.data.samples))
-    tested = activations(bench, LAYERS, lesions(count))
-    cells = []
-    for layer in LAYERS:
-        known = of_index(seen[layer], has)
-        best = naming_scores.signed(known, known, words).area.argmax(axis=1)
-        truth = naming_scores.signed(*switched(tested[layer], count), words)
-        first = names(plan, layer, of_words(order), order, seen[layer], best)
-        others = [said for _, _, said in WORDS.values()]
-        second = names(plan, layer, of_words(others), others, seen[layer], None)
-        cells.append(Cell(f"{model}, `{layer}`", first, second, truth, relevance[layer]))
+def phantom(model: str, views: np.ndarray, folder: Path) -> dict[str, list[Cell]]:
+    """Both layers of a phantom model, for either way of choosing reference samples.
+
+    Parameters
+    ----------
+    views
+        Those of `lesions`.
+    """
+    audit, where, cells = read_plan(ROOT / "audits" / f"{model}.yaml"), Execution(device="cpu"), dict[str, list[Cell]]()
+    count = len(views) // (1 + len(ATTRIBUTES))
+    words = [(ATTRIBUTES.index(name), present) for name, present, _ in WORDS.values()]
+    order, others = list(WORDS), [said for _, _, said in WORDS.values()]
+    seen: dict[str, np.ndarray] = {}
+    tested: dict[str, np.ndarray] = {}
+    for selection in SELECTIONS:
+        plan = contrastive(audit, LAYERS, folder / f"{model}-{selection}.duckdb", selection=selection)
+        index.build(plan, progress=LineProgress(sys.stderr), execution=where)
+        with Atlas(plan) as atlas:
+            bench = Bench(plan, atlas.data, execution=where)
+            assert atlas.data.attributes is not None
+            has = np.stack([atlas.data.attributes[name] == 1 for name in ATTRIBUTES], axis=1)
+            relevance = {layer: atlas.shares(layer)[0] for layer in LAYERS}
+        if not seen:  # what the network does is the same whichever reference samples are chosen
+            seen = activations(bench, LAYERS, (bench.views[one.id] for one in bench.data.samples))
+            tested = activations(bench, LAYERS, views)
+        cells[selection] = []
+        for layer in LAYERS:
+            known = of_index(seen[layer], has)
+            best = np.asarray(naming_scores.signed(known, known, words).area.argmax(axis=1))
+            truth = naming_scores.signed(*switched(tested[layer], count), words)
+            first = names(plan, layer, of_words(order), order, seen[layer], best)
+            second = names(plan, layer, of_words(others), others, seen[layer], None)
+            cells[selection].append(Cell(f"{model}, `{layer}`", first, second, truth, relevance[layer]))
     return cells
 
 
@@ -320,10 +334,13 @@ def draw(cells: Sequence[Cell]) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def measured(count: int, models: Sequence[str], folder: Path, photographs: Callable[[Path], list[Cell]] | None) -> tuple[list[str], list[Cell]]:
+def measured(
+    count: int, models: Sequence[str], folder: Path, photographs: Callable[[Path], list[Cell]] | None
+) -> tuple[list[str], list[Cell]]:
     """The section, and what its picture shows."""
-    shipped = [cell for model in models for cell in phantom(model, "relevance", count, folder)]
-    published = [cell for model in models for cell in phantom(model, "activation", count, folder)]
+    views = np.stack(list(lesions(count)))
+    found = [phantom(model, views, folder) for model in models]
+    shipped, published = ([cell for cells in found for cell in cells[selection]] for selection in SELECTIONS)
     lines = [line for cell in shipped for line in table(cell)]
     lines += ["Reference samples by activation instead, as published; mean AUROC; its difference to SemanticLens, paired:", ""]
     lines += summary(published)

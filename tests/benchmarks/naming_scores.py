@@ -20,7 +20,7 @@ OFTEN = 0.7
 DRAWS = 2000
 HEAD = (
     "method", "mean AUROC", "against SemanticLens, paired", "median AUROC", f"AUROC ≥ {OFTEN:g}", "mean difference, s.d.",
-    "the best word; mean rank", "significant", "their mean AUROC", "mean AUROC weighted by relevance",
+    "the best word; mean rank", "different words; commonest", "significant", "their mean AUROC", "mean AUROC weighted by relevance",
 )  # fmt: skip
 
 
@@ -158,6 +158,7 @@ def row(naming: Naming, base: Naming, truth: Truth, chosen: np.ndarray, relevanc
         estimate(area, drawn, median=True).text(), _share(int((area >= OFTEN).sum()), len(area)),
         estimate(truth.difference[chosen, words], drawn).text(sign=True),
         f"{100 * np.mean(rank == 1):.0f} %; {rank.mean():.1f}",
+        f"{len(np.unique(words))}; {100 * np.bincount(words).max() / len(words):.0f} %",
     ]  # fmt: skip
     if naming.significant is None:
         cells += ["–", "–"]
