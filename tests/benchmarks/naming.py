@@ -15,10 +15,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -334,19 +333,12 @@ def draw(cells: Sequence[Cell]) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def measured(
-    count: int, models: Sequence[str], folder: Path, photographs: Callable[[Path], list[Cell]] | None
-) -> tuple[list[str], list[Cell]]:
-    """The section, and what its picture shows."""
-    views = np.stack(list(lesions(count)))
-    found = [phantom(model, views, folder) for model in models]
+def section(found: Sequence[dict[str, list[Cell]]], photographs: Sequence[Cell]) -> list[str]:
+    """Lines of Markdown: a table for each layer as shipped, one for all with reference samples as published, the photographs'."""
     shipped, published = ([cell for cells in found for cell in cells[selection]] for selection in SELECTIONS)
     lines = [line for cell in shipped for line in table(cell)]
-    lines += ["Reference samples by activation instead, as published; mean AUROC; its difference to SemanticLens, paired:", ""]
-    lines += summary(published)
-    if photographs is not None:
-        lines += [line for cell in photographs(folder) for line in table(cell)]
-    return lines, shipped
+    lines += ["**Reference samples by activation**, as published: mean AUROC; against SemanticLens, paired", "", *summary(published)]
+    return lines + [line for cell in photographs for line in table(cell)]
 
 
 def main() -> None:
@@ -362,17 +354,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--write", action="store_true", help="put the tables into the README, the picture beside it")
     asked = parser.parse_args()
-    begun, found = time.perf_counter(), peer_world.test_data()
-    real = None if asked.no_photographs or not (found / "imagenet_samples").is_dir() else partial(naming_photographs.photographs, found)
+    begun, data = time.perf_counter(), peer_world.test_data()
+    real = not asked.no_photographs and (data / "imagenet_samples").is_dir()
     with ExitStack() as stack:
         folder = asked.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        lines, drawn = measured(asked.lesions, asked.models, folder.resolve(), real)
-    lines = [f"Measured on: {machine()}; {asked.lesions} lesions, rendered {1 + len(ATTRIBUTES)} times each.", "", *lines]
+        views = np.stack(list(lesions(asked.lesions)))
+        found = [phantom(model, views, folder.resolve()) for model in asked.models]
+        photographs = naming_photographs.photographs(data, folder.resolve()) if real else []
+    lines = [f"Measured on: {machine()}; {asked.lesions} lesions, rendered {1 + len(ATTRIBUTES)} times each.", ""]
+    lines += section(found, photographs)
     print("\n".join(lines))
     if asked.write:
         write_section("naming", lines)
-        README.with_name("naming.svg").write_text(draw(drawn), encoding="utf-8")
+        README.with_name("naming.svg").write_text(draw([cell for cells in found for cell in cells["relevance"]]), encoding="utf-8")
     print(f"{time.perf_counter() - begun:.0f} s in all", file=sys.stderr)
 
 

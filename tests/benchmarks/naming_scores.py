@@ -164,7 +164,8 @@ def row(naming: Naming, base: Naming, truth: Truth, chosen: np.ndarray, relevanc
         cells += ["–", "–"]
     else:
         held = area[naming.significant[chosen]]
-        cells += [f"{len(held)} of {len(area)}", estimate(held, bootstrap_indices(len(held))).text() if len(held) else "–"]
+        mean = estimate(held, bootstrap_indices(len(held))) if len(held) else None
+        cells += [f"{len(held)} of {len(area)}", "–" if mean is None else f"{mean.value:.2f}" if len(held) == 1 else mean.text()]
     cells.append("–" if relevance is None else estimate(area, drawn, relevance[chosen]).text())
     return tuple(cells)
 
