@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semlens_audit.attribution import relevance
+from semlens_audit.attribution import Method, relevance
 from semlens_audit.attribution_choice import Choice, choose
 from semlens_audit.components import capture
 from semlens_audit.data import open_data
@@ -31,15 +31,17 @@ from tests.benchmarks.versus import README, write_section
 __all__ = ["METHODS", "Found", "attributed", "main", "measure", "table"]
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = {"lrp": "LRP", "activation_x_gradient": "activation × gradient"}
-METHODS = (*OURS.values(), "integrated gradients", "lens", "energy", "random")
+OURS: dict[Method, str] = {"lrp": "LRP", "activation_x_gradient": "activation × gradient"}
+METHODS = (*OURS.values(), "integrated gradients", "lens", "deviation × gradient", "energy", "random")
 BASE = OURS["activation_x_gradient"]
 REPLACEMENTS = ("zero", "mean")
 SEEDS = 5
 """Random orders of each image; the areas are their mean."""
 REFERENCES = 32
 """Images over which the lens takes the mean gradient."""
-SAME = 1e-4
+CHECKED = 8
+"""Images by which ``attribution: auto`` chooses: as many, and the same, as in an audit; see `semlens_audit.attribution_pass`."""
+SAME = 1e-3
 """Curves that are no farther apart, as a share of the largest logit, are the same: components of equal relevance may change places."""
 
 
@@ -137,21 +139,26 @@ def _decided(bench: Bench, inputs: torch.Tensor) -> Images:
 
 
 def attributed(
-    bench: Bench, layer: str, tail: deletion.Tail, images: Images, outputs: torch.Tensor, lenses: dict[int, np.ndarray]
+    bench: Bench, tail: deletion.Tail, images: Images, outputs: torch.Tensor, mean: torch.Tensor, lenses: dict[int, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Method -> (N, K) attribution of the class that is decided for on each image; without random."""
     found: dict[str, np.ndarray] = {}
+    layer, decided = tail.layer, [int(index) for index in images.classes]
     for method, name in OURS.items():
         rows = [
-            relevance(bench.subject, images.inputs[i : i + 1], [layer], [int(index)], method)[0][layer][0, 0]  # type: ignore[arg-type]
-            for i, index in enumerate(images.classes)
+            relevance(bench.subject, images.inputs[i : i + 1], [layer], [index], method)[0][layer][0, 0]
+            for i, index in enumerate(decided)
         ]
         found[name] = np.stack(rows)
+    plain, apart = outputs.numpy(), (outputs - mean).numpy()
     found["integrated gradients"] = np.stack(
-        [deletion.integrated_gradients(tail, outputs[i : i + 1], int(index)) for i, index in enumerate(images.classes)]
+        [deletion.integrated_gradients(tail, outputs[i : i + 1], index) for i, index in enumerate(decided)]
     )
-    plain = outputs.numpy()
-    found["lens"] = np.concatenate([deletion.read_out(plain[i : i + 1], lenses[int(index)]) for i, index in enumerate(images.classes)])
+    for name, values, weights in (
+        ("lens", plain, [lenses[index] for index in decided]),
+        ("deviation × gradient", apart, [tail.gradients(outputs[i : i + 1], index)[0] for i, index in enumerate(decided)]),
+    ):
+        found[name] = np.concatenate([deletion.read_out(values[i : i + 1], one) for i, one in enumerate(weights)])
     found["energy"] = deletion.energy(plain)
     return found
 
@@ -173,7 +180,9 @@ def outputs_of(bench: Bench, layer: str, inputs: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def measure(bench: Bench, model: str, layer: str, images: Images, others: Images, classes: bool) -> Found:
+def measure(
+    bench: Bench, model: str, layer: str, images: Images, others: Images, checked: torch.Tensor, *, classes: bool
+) -> Found:
     """The curves of one layer.
 
     Parameters
@@ -186,6 +195,8 @@ def measure(bench: Bench, model: str, layer: str, images: Images, others: Images
         On which curves are measured.
     others
         From which the lens and the orders for a class come.
+    checked
+        (B, 3, S, S) by which ``attribution: auto`` chooses.
     classes
         Whether orders for a class are measured.
     """
@@ -193,15 +204,15 @@ def measure(bench: Bench, model: str, layer: str, images: Images, others: Images
     tail = deletion.Tail(bench.subject, layer, others.inputs[:4])
     wanted = np.union1d(images.classes, others.classes if classes else images.classes)
     lenses = {int(index): deletion.mean_gradient(tail, before[:REFERENCES], int(index)) for index in wanted}
-    by_image = attributed(bench, layer, tail, images, outputs, lenses)
+    mean = torch.cat([outputs, before]).double().mean(dim=0).float()
+    by_image = attributed(bench, tail, images, outputs, mean, lenses)
     by_class: dict[int, dict[str, np.ndarray]] = {}
     if classes:
-        known = attributed(bench, layer, tail, others, before, lenses)
+        known = attributed(bench, tail, others, before, mean, lenses)
         by_class = {
             int(index): {name: rows[others.classes == index].mean(axis=0) for name, rows in known.items()} for index in wanted
         }
     steps = deletion.counts(outputs.shape[1])
-    mean = torch.cat([outputs, before]).double().mean(dim=0).float()
     values = {"zero": torch.zeros_like(mean), "mean": mean}
     found: tuple[dict[tuple[str, str], dict[str, list[np.ndarray]]], ...] = ({}, {})
     for i, index in enumerate(images.classes.tolist()):
@@ -223,7 +234,7 @@ def measure(bench: Bench, model: str, layer: str, images: Images, others: Images
     logit, probability = (
         {key: {name: np.stack(rows) for name, rows in one.items()} for key, one in kept.items()} for kept in found
     )
-    choice = choose(bench.subject.model, others.inputs[:8], [layer])[layer]
+    choice = choose(bench.subject.model, checked, [layer])[layer]
     return Found(model, layer, outputs.shape[1], choice, steps, logit, probability)
 
 
@@ -236,9 +247,11 @@ def measured(count: int, worlds: Sequence[World] = WORLDS) -> Iterator[Found]:
         plan: AuditPlan = bare(read_plan(ROOT / world.audit))
         bench = Bench(plan, open_data(plan))
         images, others = drawn(bench, count, world.classes)
+        whole = len(bench.data.samples)
+        checked = bench.images(range(0, whole, max(1, whole // CHECKED))[:CHECKED])
         for layer in world.layers:
             begun = time.monotonic()
-            yield measure(bench, world.name, layer, images, others, world.classes)
+            yield measure(bench, world.name, layer, images, others, checked, classes=world.classes)
             print(f"  {world.name} {layer}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
 
 

@@ -13,8 +13,10 @@ from tests.benchmarks.attribution import BASE, METHODS, Found, alike
 
 __all__ = ["draw"]
 
-COLOURS = dict(zip(METHODS, (PAPER.spurious, PAPER.valid, PAPER.neutral, PAPER.inconclusive, PAPER.satisfied, PAPER.soft), strict=True))
-DASHES = dict(zip(METHODS, ("-", "-", (0, (4, 1.5)), (0, (1.5, 1)), "-", (0, (5, 2, 1, 2))), strict=True))
+DRAWN = [name for name in METHODS if name != "deviation × gradient"]
+"""That one is for components at their mean, which are not drawn."""
+COLOURS = dict(zip(DRAWN, (PAPER.spurious, PAPER.valid, PAPER.neutral, PAPER.inconclusive, PAPER.satisfied, PAPER.soft), strict=True))
+DASHES = dict(zip(DRAWN, ("-", "-", (0, (4, 1.5)), (0, (1.5, 1)), "-", (0, (5, 2, 1, 2))), strict=True))
 SHORT = {"activation × gradient": "a × g", "integrated gradients": "IG"}
 TICKS = (0, 0.02, 0.1, 0.25, 0.5, 1)
 
@@ -59,7 +61,7 @@ def draw(every: Sequence[Found]) -> str:
 
 def _panel(panel: Any, found: Found, way: int) -> None:
     shares = np.sqrt(found.steps / found.steps[-1])
-    groups = alike(found, "image")
+    groups = [kept for group in alike(found, "image") if (kept := [name for name in group if name in DRAWN])]
     lines = {group[BASE in group and group.index(BASE)]: relative(found, group[0], way) for group in groups}
     words = {
         leader: ", ".join(SHORT.get(name, name) for name in group) for leader, group in zip(lines, groups, strict=True)

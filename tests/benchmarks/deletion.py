@@ -69,7 +69,7 @@ class Tail:
     """
 
     def __init__(self, subject: LoadedSubject, layer: str, images: torch.Tensor) -> None:
-        self._model, self._layer, self._image = subject.model, layer, images[:1]
+        self._model, self.layer, self._image = subject.model, layer, images[:1]
         with torch.inference_mode(), capture(subject.model, [layer]) as seen:
             wanted = subject.model(images)
         with torch.inference_mode():
@@ -79,7 +79,7 @@ class Tail:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """(R, C) outputs of the network for (R, K, ...) outputs of the layer."""
-        with observed(self._model, [self._layer], lambda _layer, _output: rows.clone()):
+        with observed(self._model, [self.layer], lambda _layer, _output: rows.clone()):
             answers: torch.Tensor = self._model(self._image)
         return answers
 

@@ -152,7 +152,7 @@ def measured() -> list[attribution.Found]:
         with torch.no_grad():
             classes = subject.model(inputs).argmax(dim=1).numpy()
         images = attribution.Images(inputs, classes)
-        found.append(attribution.measure(SimpleNamespace(subject=subject), "tiny", layer, images, images, classes=True))  # type: ignore[arg-type]
+        found.append(attribution.measure(SimpleNamespace(subject=subject), "tiny", layer, images, images, inputs, classes=True))  # type: ignore[arg-type]
     return found
 
 
@@ -172,6 +172,15 @@ def test_gradients_beat_chance_on_the_last_layer(measured):
     assert under["activation × gradient"][0] < under["energy"][0]
     assert under["activation × gradient"][0] < under["random"][0]
     assert under["activation × gradient"][1] > under["random"][1]
+
+
+def test_deviation_from_the_mean_is_the_best_where_components_are_put_at_their_mean(measured):
+    scores = measured[1].logit["mean", "image"]
+    under = {name: deletion.areas(one, measured[1].steps) for name, one in scores.items()}
+    for name in attribution.METHODS:
+        assert (under["deviation × gradient"][:, 0] <= under[name][:, 0] + 1e-4).all(), name
+        assert (under["deviation × gradient"][:, 1] >= under[name][:, 1] - 1e-4).all(), name
+    assert under["deviation × gradient"][:, 0].mean() < under["activation × gradient"][:, 0].mean() - 1e-3
 
 
 def test_section_and_picture_have_every_layer(measured):
