@@ -188,7 +188,8 @@ def test_the_best_describer_of_random_crops_gets_no_more_labels_than_chance_allo
     rng = np.random.default_rng(4)
     pool = scores.unit(rng.standard_normal((1000, 64)) + 1.5)
     crops = scores.unit(rng.standard_normal((80, 30, 64)) + 1.5)  # components that mean nothing
-    words = scores.unit(crops[:, :MOST].mean(axis=1) - pool.mean(axis=0)).astype(np.float32)  # each told by what was shown of it
+    middle = scores.unit(rng.standard_normal((50_000, 64)) + 1.5).mean(axis=0)
+    words = scores.unit(crops[:, :MOST].mean(axis=1) - middle).astype(np.float32)  # each told by what was shown of it
 
     def rejected(first: int) -> float:
         found = label_words(
