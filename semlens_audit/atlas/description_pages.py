@@ -18,6 +18,7 @@ from semlens_audit.atlas.description_words import (
 )
 from semlens_audit.atlas.graph import AttributionGraph
 from semlens_audit.atlas.graph_figure import draw_graph
+from semlens_audit.atlas.label_pages import format_p
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.pages import longest_share, render_page, sources
 from semlens_audit.figures import SCREEN, Figure, Segment, stacked
@@ -208,9 +209,12 @@ def _group(atlas: Atlas, found: Description, layer: LayerDescription, group: Gro
 def _card(atlas: Atlas, found: Description, layer: str, one: Described) -> ComponentCard:
     label, note = None, ""
     if one.label is not None:
-        label, note = f"“{one.label.word}”", f"label: z {format_number(one.label.z, 1)}, p {one.label.p:.2g}"
-    if one.concept is not None:
-        note = f"assigned to {atlas.plan.spec.concept(one.concept).label}" + (f"; {note}" if note else "")
+        label, note = f"“{one.label.word}”", f"z {format_number(one.label.z, 1)}, p {format_p(one.label.p)}"
+    if one.concept is not None:  # the group's heading names what it counts for; a word beside it is only a remark
+        word = f"; nearest word {label} ({note})" if label else ""
+        label, note = None, f"counted for {atlas.plan.spec.concept(one.concept).label}{word}"
+    elif label:
+        note = f"label: {note}"
     facts = [("signed", format_number(one.signed, 2, sign=True))]
     return card(atlas, layer, one.component, label=label, label_note=note, facts=facts, references=_PICTURES)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, AuditFile, Quiet, print_json, read_plan, say, show_progress, verb
+from semlens_audit.cli.shell import AsJson, AuditFile, Quiet, print_json, read_plan, say, say_ties, show_progress, verb
 
 __all__ = ["label"]
 
@@ -65,6 +65,7 @@ def label(
         found = labelling.label(
             atlas, words, layer=layer, class_name=class_name, top=top, level=level, count=count, progress=progress
         )
+        say_ties(atlas)
         for note in found.notes:
             say(note, err=True)
         shown = found if components is not None else labelling.first(found, _SHOWN)
