@@ -14,8 +14,9 @@ __all__ = ["PAGES", "ROOT", "Step", "console", "steps"]
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "reports" / "know-the-model"
-PAGES = tuple(sorted(FOLDER.glob("*.md"), key=lambda file: (file.stem != "README", file.stem)))
-"""The pages on what a model has learned, the overview first."""
+_OVERVIEW = FOLDER / "README.md"
+PAGES = (_OVERVIEW, *(FOLDER / name for name in dict.fromkeys(re.findall(r"\]\((\w+\.md)", _OVERVIEW.read_text(encoding="utf-8")))))
+"""The pages on what a model has learned: the overview, and the others in the order in which it names them."""
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# (?P<file>[\w./-]+\.yaml)(?:: as (?P<base>[\w./-]+\.yaml), but)?$")

@@ -33,7 +33,7 @@ __all__ = ["LARGEST", "PICTURES", "Picture", "main"]
 LARGEST = 150_000
 """Most bytes of a picture."""
 
-_QUALITIES = (90, 85, 80, 75, 70, 65, 60, 50)
+_QUALITIES = (82, 75, 70, 65, 60, 50)
 _AUDITS = ("audits/phantom-shortcut.yaml", "audits/phantom-clean.yaml")
 _MARGIN = 24
 _GROUP = ":nth-match(section.evidence, 1) > h3"
@@ -76,7 +76,7 @@ def _article(number: int) -> str:
 
 PICTURES = (
     Picture("search", 'search audits/phantom-shortcut.yaml "ruler marks" --html', "found.html", "h1", _article(2)),
-    Picture("search-clean", 'search audits/phantom-clean.yaml "ruler marks" --html', "found-clean.html", "h1", _article(1)),
+    Picture("search-clean", 'search audits/phantom-clean.yaml "ruler marks" --html', "found-clean.html", "h1", "table.hits"),
     Picture("label", "label audits/phantom-shortcut.yaml", "labels.html", "h1", "table.hits tbody tr:nth-child(12)"),
     Picture("label-card", "label audits/phantom-shortcut.yaml", "labels.html", _article(5), _article(5)),
     Picture("describe", "describe audits/phantom-shortcut.yaml", "melanoma.html", "h1", ":nth-match(table, 1)"),
@@ -115,12 +115,15 @@ def _run(root: Path, step: Step) -> str:
     return done.stdout if step.words[1:3] != ("sae", "train") else done.stderr + done.stdout
 
 
-def _written(root: Path, step: Step) -> Path | None:
-    """The file that a command was to write and that is there already: trained and split once, it is kept."""
+def _kept(root: Path, step: Step, asked: Sequence[Picture]) -> bool:
+    """Whether a command has written its file already and what it printed is there: trained and split once, it is kept."""
     if "--out" not in step.words:
-        return None
+        return False
     file = root / step.words[step.words.index("--out") + 1]
-    return file if file.exists() else None
+    if file.exists() and all((root / f"{picture.name}-terminal.html").exists() for picture in asked):
+        return True
+    file.unlink(missing_ok=True)
+    return False
 
 
 def _terminal(root: Path, picture: Picture, command: str, printed: str) -> Path:
@@ -136,7 +139,7 @@ def _terminal(root: Path, picture: Picture, command: str, printed: str) -> Path:
 
 def _photograph(browser: Any, file: Path, picture: Picture) -> bytes:
     """The part of a page that matters, as WebP of at most `LARGEST` bytes."""
-    with opened(browser, file, viewport={"width": 930, "height": 1000}, device_scale_factor=1.5, color_scheme="light") as page:
+    with opened(browser, file, viewport={"width": 930, "height": 1000}, device_scale_factor=1.25, color_scheme="light") as page:
         top = page.locator(picture.first).first.bounding_box()
         bottom = page.locator(picture.last).first.bounding_box()
         if top is None or bottom is None:
@@ -151,12 +154,18 @@ def _photograph(browser: Any, file: Path, picture: Picture) -> bytes:
             "height": bottom["y"] + bottom["height"] - top["y"] + 2 * margin,
         }
         shot = Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip))).convert("RGB")
+    exact = _webp(shot, lossless=True)
     for quality in _QUALITIES:
-        made = io.BytesIO()
-        shot.save(made, "WEBP", quality=quality, method=6)
-        if made.tell() <= LARGEST:
-            return made.getvalue()
+        made = _webp(shot, quality=quality)
+        if len(made) <= LARGEST:
+            return min(exact, made, key=len)
     raise SystemExit(f"{picture.name}: more than {LARGEST:,} bytes; show less of {file.name}")
+
+
+def _webp(shot: Image.Image, **how: Any) -> bytes:
+    made = io.BytesIO()
+    shot.save(made, "WEBP", method=6, **how)
+    return made.getvalue()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -184,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not step.words or step.words[0] != "semlens-audit":
             continue
         asked = [picture for picture in wanted if step.command.startswith(f"semlens-audit {_words(picture.command)}")]
-        printed = None if chosen.again or _written(root, step) else _run(root, step)
+        printed = None if chosen.again or _kept(root, step, asked) else _run(root, step)
         for picture in asked:
             terminal = root / f"{picture.name}-terminal.html"
             if printed is not None and not picture.page:

@@ -23,7 +23,7 @@ from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.pages import longest_share, render_page, sources
 from semlens_audit.figures import SCREEN, Figure, Segment, stacked
 from semlens_audit.pages import Fact, Table
-from semlens_audit.wording import NARROW, format_number, join
+from semlens_audit.wording import NARROW, count, format_number, join
 
 __all__ = ["description_page"]
 
@@ -135,7 +135,7 @@ def _names(atlas: Atlas, found: Description) -> dict[tuple[str, int], str]:
 
 def _layer(atlas: Atlas, found: Description, layer: LayerDescription, groups: int) -> _LayerView:
     shown, rest = shown_groups(layer, groups)
-    left = f"{len(rest):,} more groups carry {percent(sum(group.share for group in rest))} together." if rest else ""
+    left = f"{count(len(rest), 'more group')}, {percent(sum(group.share for group in rest))} of the relevance." if rest else ""
     return _LayerView(
         layer=layer.layer,
         sentences=sentences(layer, found.class_name, run=found.run is not None),
@@ -190,7 +190,7 @@ def _meaning(one: Described, titles: Mapping[str, str]) -> str:
 
 def _group(atlas: Atlas, found: Description, layer: LayerDescription, group: Group) -> _GroupView:
     members = [layer.component(number) for number in group.components]
-    facts = [f"{percent(group.share)} of the relevance, {direction(group.signed, found.class_name)}"]
+    facts = [f"{percent(group.share)} of the relevance, speaks {direction(group.signed, found.class_name)}"]
     facts += [f"likeness {likeness_text(group)}"] if group.likeness is not None else []
     rest = members[_CARDS:]
     pointers = ""
