@@ -14,7 +14,7 @@ from semlens_audit import sensitivity
 from semlens_audit.records import AuditRecord, Finding, State
 from semlens_audit.release_records import GateOutcome
 from semlens_audit.terminal import Text
-from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measured
+from semlens_audit.wording import GLYPHS, STATES, format_criterion, format_measured, format_number, format_share
 
 if TYPE_CHECKING:
     from semlens_audit.explore import ComponentRow, Found
@@ -225,12 +225,13 @@ def print_components(
         samples = "never active" if row.dead else " ".join(Path(r.sample).name for r in row.references[:most])
         cells = [row.layer, str(row.component)]
         if searched:
-            cells.append("–" if row.similarity is None else f"{row.similarity:.3f}")
+            cells.append("–" if row.similarity is None else format_number(row.similarity, 3))
         if tested:
-            cells = ["✓" if row.significant else " ", *cells, "–" if row.z is None else f"{row.z:.1f}", _probability(row.adjusted_p)]
+            z = "–" if row.z is None else format_number(row.z, 1)
+            cells = ["✓" if row.significant else " ", *cells, z, _probability(row.adjusted_p)]
         if worded:
-            cells.append("–" if row.words is None else f"{100 * row.words:.0f} %")
-        cells.append(f"{100 * row.share[class_name]:.1f} %" if class_name in row.share else "–")
+            cells.append("–" if row.words is None else format_share(row.words))
+        cells.append(format_share(row.share[class_name]) if class_name in row.share else "–")
         if assigned is not None:
             cells.append(assigned.get((row.layer, row.component)) or "–")
         if foreign:

@@ -26,6 +26,7 @@ __all__ = [
     "format_estimate",
     "format_measured",
     "format_number",
+    "format_share",
     "format_value",
     "join",
     "needed_decimals",
@@ -113,6 +114,11 @@ def _number(value: float, decimals: int) -> str:
     if float(text) == 0:
         text = text.lstrip("-")
     return text.replace("-", MINUS)
+
+
+def format_share(share: float) -> str:
+    """``12.3 %``; two decimals below a thousandth, which is much in a layer of a thousand components: ``0.04 %``."""
+    return f"{_number(100 * share, 2 if 0 < abs(share) < 0.001 else 1)}{NARROW}%"
 
 
 def format_number(value: float, decimals: int, sign: bool = False) -> str:

@@ -18,11 +18,12 @@ from semlens_audit.atlas.description_words import (
 )
 from semlens_audit.atlas.graph import AttributionGraph
 from semlens_audit.atlas.graph_figure import draw_graph
+from semlens_audit.atlas.label_pages import format_p
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.pages import longest_share, render_page, sources
 from semlens_audit.figures import SCREEN, Figure, Segment, stacked
 from semlens_audit.pages import Fact, Table
-from semlens_audit.wording import NARROW, format_number, join
+from semlens_audit.wording import NARROW, count, format_number, join
 
 __all__ = ["description_page"]
 
@@ -134,7 +135,7 @@ def _names(atlas: Atlas, found: Description) -> dict[tuple[str, int], str]:
 
 def _layer(atlas: Atlas, found: Description, layer: LayerDescription, groups: int) -> _LayerView:
     shown, rest = shown_groups(layer, groups)
-    left = f"{len(rest):,} more groups carry {percent(sum(group.share for group in rest))} together." if rest else ""
+    left = f"{count(len(rest), 'more group')}, {percent(sum(group.share for group in rest))} of the relevance." if rest else ""
     return _LayerView(
         layer=layer.layer,
         sentences=sentences(layer, found.class_name, run=found.run is not None),
@@ -189,7 +190,7 @@ def _meaning(one: Described, titles: Mapping[str, str]) -> str:
 
 def _group(atlas: Atlas, found: Description, layer: LayerDescription, group: Group) -> _GroupView:
     members = [layer.component(number) for number in group.components]
-    facts = [f"{percent(group.share)} of the relevance, {direction(group.signed, found.class_name)}"]
+    facts = [f"{percent(group.share)} of the relevance, speaks {direction(group.signed, found.class_name)}"]
     facts += [f"likeness {likeness_text(group)}"] if group.likeness is not None else []
     rest = members[_CARDS:]
     pointers = ""
@@ -208,9 +209,12 @@ def _group(atlas: Atlas, found: Description, layer: LayerDescription, group: Gro
 def _card(atlas: Atlas, found: Description, layer: str, one: Described) -> ComponentCard:
     label, note = None, ""
     if one.label is not None:
-        label, note = f"“{one.label.word}”", f"label: z {format_number(one.label.z, 1)}, p {one.label.p:.2g}"
-    if one.concept is not None:
-        note = f"assigned to {atlas.plan.spec.concept(one.concept).label}" + (f"; {note}" if note else "")
+        label, note = f"“{one.label.word}”", f"z {format_number(one.label.z, 1)}, p {format_p(one.label.p)}"
+    if one.concept is not None:  # the group's heading names what it counts for; a word beside it is only a remark
+        word = f"; nearest word {label} ({note})" if label else ""
+        label, note = None, f"counted for {atlas.plan.spec.concept(one.concept).label}{word}"
+    elif label:
+        note = f"label: {note}"
     facts = [("signed", format_number(one.signed, 2, sign=True))]
     return card(atlas, layer, one.component, label=label, label_note=note, facts=facts, references=_PICTURES)
 

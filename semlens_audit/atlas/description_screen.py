@@ -20,7 +20,7 @@ from semlens_audit.atlas.description_words import (
 )
 from semlens_audit.atlas.graph import AttributionGraph
 from semlens_audit.terminal import Text
-from semlens_audit.wording import format_number
+from semlens_audit.wording import count, format_number
 
 __all__ = ["print_description"]
 
@@ -51,7 +51,7 @@ def print_description(
         console.print(_groups(layer, found, top))
         if rest := shown_groups(layer, top)[1]:
             share = percent(sum(group.share for group in rest))
-            console.print(Text(f"and {len(rest):,} more groups with {share} together", style="dim"))
+            console.print(Text(f"and {count(len(rest), 'more group')} with {share}", style="dim"))
         console.print()
         console.print(_components(layer, found, top))
         console.print()

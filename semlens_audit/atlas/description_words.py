@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from semlens_audit.atlas.description import Described, Group, LayerDescription
-from semlens_audit.wording import NARROW, count, format_measured, format_number, join
+from semlens_audit.wording import NARROW, count, format_measured, format_number, format_share, join
 
 __all__ = ["direction", "group_name", "likeness_text", "meaning", "percent", "sentences", "shown_groups"]
 
 
 def percent(share: float) -> str:
-    """``12.3 %``."""
-    return f"{100 * share:.1f}{NARROW}%"
+    """``12.3 %``, and ``0.04 %`` below a thousandth."""
+    return format_share(share)
 
 
 def shown_groups(found: LayerDescription, top: int) -> tuple[list[Group], list[Group]]:
@@ -77,8 +77,8 @@ def sentences(found: LayerDescription, class_name: str, *, run: bool) -> tuple[s
         else:
             said.append(f"No concept of the spec explains {format_measured(found.unexplained)} of it.")
         said.append(
-            "Below, a component counts wholly for the concept that it means most. The audit divides it among all that it means, so that "
-            "its shares are others."
+            "Below, a component counts wholly for the concept that it means most. The checks divide it among all that it means: their "
+            "shares differ from these, and they decide."
         )
     nameless = [group for group in found.groups if group.kind == "alike"]
     unclear = next((group for group in found.groups if group.kind == "unclear"), None)

@@ -15,7 +15,7 @@ from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.pages import longest_share, render_page, sources
 from semlens_audit.pages import Fact
 from semlens_audit.terminal import Text
-from semlens_audit.wording import count, format_number, shorten
+from semlens_audit.wording import count, format_number, format_share, shorten
 
 __all__ = ["NO_LABEL", "format_p", "label_note", "label_page", "print_labels"]
 
@@ -147,7 +147,7 @@ def print_labels(found: Labelling, files: tuple[str, ...] = (), console: Console
             numbers = ["–", "–"] if first is None else [format_number(first.z, 1), format_p(first.p)]
             rest = each.labels if each.best is None else each.labels[1:]
             others = ", ".join(f"{word.word}{'' if word.significant else '?'}" for word in rest) or "–"
-            share = f"{100 * each.row.share[found.class_name]:.1f} %"
+            share = format_share(each.row.share[found.class_name])
             table.add_row(Text(one.layer), Text(str(each.row.component)), shown, *map(Text, [*numbers, share, others]))
     console.print(table)
     console.print()

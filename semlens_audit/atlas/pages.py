@@ -35,13 +35,14 @@ from markupsafe import Markup
 from semlens_audit import __version__
 from semlens_audit.atlas.cards import ComponentCard
 from semlens_audit.atlas.opening import Atlas
+from semlens_audit.atlas.ties import remarks
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import UsageError
 from semlens_audit.pages import Fact
 from semlens_audit.picture_budget import compressed
 from semlens_audit.plan import MeasurementSettings
 from semlens_audit.rendering import ON_SCREEN, render, replace
-from semlens_audit.wording import count, shorten
+from semlens_audit.wording import count, format_share, shorten
 
 __all__ = ["BUDGET", "longest_share", "percent", "render_page", "sources", "write_page"]
 
@@ -119,6 +120,7 @@ def sources(atlas: Atlas) -> tuple[Fact, ...]:
         Fact("Foundation model", f"{meaning['name']}, digest {shorten(str(meaning['sha256']))}"),
         Fact("Concept embedding", _concept_embedding(audit.measurement)),
         Fact("Reference samples", f"{audit.measurement.reference_samples} of each component, chosen by {audit.measurement.selection}"),
+        *(Fact("Tied", remark.replace("`", "")) for remark in remarks(atlas)),
     )
 
 
@@ -138,7 +140,7 @@ def longest_share(cards: Iterable[ComponentCard]) -> float:
 
 def percent(share: float) -> str:
     """``12.3 %``; two decimals below a thousandth, which is much in a layer of a thousand components: ``0.04 %``."""
-    return f"{100 * share:.{2 if 0 < abs(share) < 0.001 else 1}f}\u00a0%"
+    return format_share(share)
 
 
 def write_page(path: Path, page: str) -> None:

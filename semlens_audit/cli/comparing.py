@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, AuditFile, print_json, read_plan, verb
+from semlens_audit.cli.shell import AsJson, AuditFile, print_json, read_plan, say_ties, verb
 from semlens_audit.errors import UsageError
 
 __all__ = ["compare", "measures"]
@@ -44,6 +44,8 @@ def measures(
 
     with ExitStack() as stack:
         atlases = [stack.enter_context(Atlas(read_plan(audit))) for audit in audits]
+        for atlas in atlases:
+            say_ties(atlas)
         found = measure_table(atlases, layer=layer, class_name=class_name)
         if html is not None:
             write_page(html, measure_pages.measures_page(atlases, found))

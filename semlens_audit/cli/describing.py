@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from semlens_audit.cli.compute import Device, execution
-from semlens_audit.cli.shell import AllowCode, AsJson, AuditFile, Quiet, print_json, read_plan, say, show_progress, verb
+from semlens_audit.cli.shell import (
+    AllowCode,
+    AsJson,
+    AuditFile,
+    Quiet,
+    print_json,
+    read_plan,
+    say,
+    say_ties,
+    show_progress,
+    verb,
+)
 from semlens_audit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -159,6 +170,7 @@ def _opened(stack: ExitStack, audit: Path, class_name: str, layer: str | None) -
     chosen = chosen_class(plan, class_name if class_name in plan.spec.classes else named.get(class_name, class_name))
     chosen_layers(plan, layer)
     atlas = stack.enter_context(Atlas(plan))
+    say_ties(atlas)
     record = results.last(plan)
     if record is not None and any(record.stages.get(name, key) != key for name, key in atlas.keys.items()):
         record = None  # of another model, other data or another index

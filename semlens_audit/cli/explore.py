@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, AuditFile, print_json, read_plan, verb
+from semlens_audit.cli.shell import AsJson, AuditFile, print_json, read_plan, say_ties, verb
 from semlens_audit.errors import UsageError
 
 __all__ = ["components", "search"]
@@ -38,7 +38,9 @@ def components(
 
     plan = read_plan(audit)
     chosen = class_name or next(iter(plan.spec.classes))
-    rows = explore.components(plan, layer=layer, class_name=class_name, top=top)
+    with explore.Explorer(plan) as explorer:
+        rows = explorer.components(layer=layer, class_name=class_name, top=top)
+        say_ties(explorer)
     assigned = results.assigned(plan, chosen)
     if as_json:
         print_json(screen.component_values(rows, assigned))
@@ -91,6 +93,7 @@ def search(
     query.check()
     with explore.Explorer(plan) as explorer:
         found = explorer.search(query, layer=layer, top=top, everywhere=everywhere)
+        say_ties(explorer)
         page = explorer.search_page(found) if html is not None else None
     if html is not None and page is not None:
         explore.write_page(html, page)

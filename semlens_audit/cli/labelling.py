@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, AuditFile, Quiet, print_json, read_plan, say, show_progress, verb
+from semlens_audit.cli.shell import AsJson, AuditFile, Quiet, print_json, read_plan, say, say_ties, show_progress, verb
 from semlens_audit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def label(
             atlas, words, layer=layer, class_name=class_name, top=top, level=level, count=count, leave_out=leave_out,
             candidates=proposed, progress=progress,
         )  # fmt: skip
+        say_ties(atlas)
         for note in found.notes:
             say(note, err=True)
         shown = found if components is not None else labelling.first(found, _SHOWN)

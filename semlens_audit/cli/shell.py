@@ -18,10 +18,13 @@ from semlens_audit.failures import guard
 from semlens_audit.plain_text import json_text, visible
 
 if TYPE_CHECKING:
+    from semlens_audit.atlas.opening import Atlas
     from semlens_audit.plan import AuditPlan
     from semlens_audit.progress import Progress
 
-__all__ = ["EXIT_CODES", "AllowCode", "AsJson", "AuditFile", "Quiet", "app", "print_json", "read_plan", "say", "show_progress", "verb"]
+__all__ = [
+    "EXIT_CODES", "AllowCode", "AsJson", "AuditFile", "Quiet", "app", "print_json", "read_plan", "say", "say_ties", "show_progress", "verb",
+]  # fmt: skip
 
 EXIT_CODES = (
     "Exit codes: 0 every check satisfied · 1 a check not satisfied · 2 invalid command, spec or audit · 3 inconclusive · "
@@ -101,6 +104,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 def say(text: str, *, err: bool = False) -> None:
     """Print a line; hidden characters in it are written out."""
     typer.echo(visible(text), err=err)
+
+
+def say_ties(atlas: Atlas) -> None:
+    """Say on stderr where the reference samples of an index are no choice, see `semlens_audit.atlas.ties`."""
+    from semlens_audit.atlas.ties import remarks
+
+    for remark in remarks(atlas):
+        say(remark, err=True)
 
 
 def print_json(value: Any) -> None:

@@ -445,7 +445,7 @@ class TestOutput:
         screen.print_found(found, "melanoma", None, image, console)
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         assert lines[0].split()[:7] == ["layer", "component", "similarity", "z", "adj.", "p", "words"]
-        assert lines[1].split()[:7] == ["✓", first.layer, str(first.component), "0.250", "4.2", "<0.001", "0"]
+        assert lines[1].split()[:7] == ["✓", first.layer, str(first.component), "0.250", "4.2", "<0.001", "0.5"]
         assert found.sentence.split(":")[0] in " ".join(lines)
         values = json.loads(json.dumps(screen.found_values(found, None, image), allow_nan=False))
         assert values["components"][0]["adjusted_p"] == 0.0004
