@@ -32,7 +32,7 @@ __all__ = [
 
 MOST_LAYERS = 64
 """Layers, each for one class, that are compared in one go."""
-MOST_SHOWN = 6
+MOST_SHOWN = 4
 """Components, or pairs, of each kind that a record keeps of a layer."""
 
 Side = Literal["first", "second"]
@@ -195,6 +195,8 @@ class LayerChanges(Frozen):
     """How many of them are counted for another concept on either side."""
     changed: Number
     """How many of them changed in relevance beyond noise."""
+    reweighted: Number
+    """How many of these kept their concept."""
     learned: Annotated[tuple[Single, ...], Field(max_length=MOST_SHOWN)] = ()
     lost: Annotated[tuple[Single, ...], Field(max_length=MOST_SHOWN)] = ()
     became: Annotated[tuple[Pair, ...], Field(max_length=MOST_SHOWN)] = ()

@@ -16,6 +16,8 @@ from semlens_audit.wording import capital, count, format_number
 __all__ = ["ChangedComponent", "ChangedComponents", "ChangedGroup", "ChangedLayer", "ChangedPicture", "changed_components"]
 
 _WIDTH = 650
+_CONCEPTS = 8
+"""Concepts that are drawn, those that changed most; the table has all."""
 _LEADS = {
     "learned": "Nothing in the baseline means what these do.",
     "lost": "Nothing in this model means what these did.",
@@ -30,6 +32,8 @@ class ChangedPicture:
 
     uri: str
     """``data:`` URI of the part that drives it."""
+    when: str
+    """``then`` or ``now``, where both of a pair are shown; else empty."""
     alt: str
     activation: str
     sample: str
@@ -41,8 +45,7 @@ class ChangedComponent:
 
     title: str
     text: str
-    pictures: tuple[tuple[str, tuple[ChangedPicture, ...]], ...]
-    """What is pictured, as ``then`` and ``now``, and in what."""
+    pictures: tuple[ChangedPicture, ...]
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _layer(
     title = heading(layer)
     concepts, table = _concepts(layer, labels, palette)
     return ChangedLayer(
-        title=capital(title),
+        title=f"Components of {title}",
         sentences=(*layer.sentences, *similarity_sentences(layer)),
         similarity=_similarity(layer, palette),
         similarities=Table(
@@ -168,7 +171,8 @@ def _concepts(layer: LayerChanges, labels: dict[str, str], palette: Palette) -> 
     def name(concept: str | None) -> str:
         return "unexplained" if concept is None else labels.get(concept, concept)
 
-    held = words.by_change(layer)
+    every = words.by_change(layer)
+    held = every[:_CONCEPTS]
     then, now = words.side_name(layer, "first"), words.side_name(layer, "second")
     rows = [DotRow(name(row.concept), (Dot(row.first, filled=False, colour="soft"), Dot(row.second))) for row in held]
     ends = [side.interval.high for row in held for side in (row.first, row.second) if side.interval is not None]
@@ -188,7 +192,7 @@ def _concepts(layer: LayerChanges, labels: dict[str, str], palette: Palette) -> 
                 words.points(row.change),
                 "yes" if row.changed else "no",
             )
-            for row in held
+            for row in every
         ),
     )
     return figure, table
@@ -202,18 +206,18 @@ def _groups(
     shown: set[tuple[Side, str, int]],
 ) -> tuple[ChangedGroup, ...]:
     totals = {name: sum(row.components for row in layer.shares if row.state == name) for name in ("learned", "lost")}
-    totals |= {"became": layer.shifted}
+    totals |= {"became": layer.shifted, "moved": layer.reweighted}
     rows = changed_rows(layer, labels)
     groups = []
     for kind, lead in _LEADS.items():
         own = [row for row in rows if row.kind == kind]
         if not own:
             continue
-        rest = totals.get(kind, 0) - len(own)
+        rest = totals[kind] - len(own)
         noun = "more component" if kind in ("learned", "lost") else "more pair"
         groups.append(
             ChangedGroup(
-                title=f"{capital(KINDS[kind])}: {heading(layer)}",
+                title=capital(KINDS[kind]),
                 lead=lead,
                 components=tuple(_component(record, found, layer, row, shown) for row in own),
                 more=f"and {count(rest, noun)}" if rest > 0 else "",
@@ -225,7 +229,8 @@ def _groups(
 def _component(
     record: AuditRecord, found: ComponentChanges, layer: LayerChanges, row: ChangedRow, shown: set[tuple[Side, str, int]]
 ) -> ChangedComponent:
-    pictures = []
+    pair = row.first is not None and row.second is not None
+    pictures: list[ChangedPicture] = []
     for side, number, word in (("first", row.first, "then"), ("second", row.second, "now")):
         if number is None:
             continue
@@ -233,19 +238,20 @@ def _component(
         place = layer.first.layer if own == "first" else layer.second.layer
         if (own, place, number) not in shown:
             shown.add((own, place, number))
-            pictures.append((word, _pictures(record, found, own, place, number)))
-    pair = row.first is not None and row.second is not None
+            pictures += _pictures(record, found, own, place, number, word if pair else "")
     title = f"Component {row.first} then, {row.second} now" if pair else f"Component {row.first if row.second is None else row.second}"
     relevance = "" if layer.class_name is None else f"; {row.relevance if pair else f'{row.relevance} of the relevance'}"
     partner = "similarity" if pair else "nearest on the other side"
     return ChangedComponent(
         title=title,
         text=f"{capital(row.counted)}{relevance}; {partner} {row.similarity}",
-        pictures=tuple((word, held) for word, held in pictures if held),
+        pictures=tuple(pictures),
     )
 
 
-def _pictures(record: AuditRecord, found: ComponentChanges, side: Side, layer: str, component: int) -> tuple[ChangedPicture, ...]:
+def _pictures(
+    record: AuditRecord, found: ComponentChanges, side: Side, layer: str, component: int, when: str
+) -> tuple[ChangedPicture, ...]:
     own = next((one for one in found.portraits if (one.side, one.layer, one.component) == (side, layer, component)), None)
     if own is None:
         return ()
@@ -253,6 +259,7 @@ def _pictures(record: AuditRecord, found: ComponentChanges, side: Side, layer: s
     return tuple(
         ChangedPicture(
             uri=f"data:image/jpeg;base64,{record.images[reference.image]}",
+            when=when,
             alt=f"Crop of {reference.sample} that drives {whose} component {component}.",
             activation=format_number(reference.activation, 2),
             sample=reference.sample,

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 
 from semlens_audit.atlas.compared import SCHEMA_VERSION, ComparedLayer, Comparison, LayerComparison
 from semlens_audit.atlas.comparison_words import sentences
-from semlens_audit.atlas.telling import kinds, shown, telling
+from semlens_audit.atlas.telling import REFERENCES, kinds, shown, telling
 from semlens_audit.bounded import JsonLimits, LimitError, read_bytes, read_json
 from semlens_audit.component_changes import MOST_LAYERS, ComponentChanges, LayerChanges, Portrait
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import AuditError, IntegrityError, UsageError
-from semlens_audit.json_places import place_of, repeated_key
+from semlens_audit.json_places import odd_number, place_of, repeated_key
 from semlens_audit.picture_budget import compressed
 from semlens_audit.plain_text import one_line
 from semlens_audit.record_images import wrong_image
@@ -140,18 +140,18 @@ def _unfit(why: str, file: str, line: int | None, column: int | None) -> Integri
 
 
 def _where(data: bytes, error: LimitError) -> tuple[int | None, int | None]:
-    """Line and column of what is no JSON, or of a key that is there twice, as far as it has a place."""
+    """Line and column of what is no JSON, a key that is there twice, or a number that is none, as far as it has a place."""
     cause = error.__cause__
     if isinstance(cause, JSONDecodeError):
         return cause.lineno, cause.colno
     if isinstance(cause, UnicodeDecodeError):
         before = data[: cause.start]
         return before.count(b"\n") + 1, cause.start - (before.rfind(b"\n") + 1) + 1
-    if "twice" in str(error):
-        twice = repeated_key(data.decode("utf-8"))
-        if twice is not None:
-            return twice[1], twice[2]
-    return None, None
+    if len(data) > LIMITS.size or data.count(b",") + data.count(b"[") + data.count(b"{") > LIMITS.values:
+        return None, None
+    text = data.decode("utf-8")
+    twice = repeated_key(text) if "twice" in str(error) else None
+    return (twice[1], twice[2]) if twice is not None else odd_number(text, LIMITS.largest) or (None, None)
 
 
 def _within(path: Sequence[int | str]) -> Sequence[int | str]:
@@ -331,6 +331,7 @@ def _condensed(layer: LayerComparison) -> LayerChanges:
         pairs=len(layer.pairs),
         shifted=len(every.became),
         changed=sum(pair.changed for pair in layer.pairs),
+        reweighted=len(every.moved),
         learned=most.learned,
         lost=most.lost,
         became=most.became,
@@ -342,7 +343,7 @@ def _condensed(layer: LayerComparison) -> LayerChanges:
 def _within_budget(portraits: Sequence[Portrait], images: dict[str, str]) -> tuple[tuple[Portrait, ...], dict[str, str]]:
     """Portraits with pictures that weigh at most `BUDGET` bytes: compressed more strongly, then fewer of each, then of fewer."""
     try:
-        for most in (4, 3, _FEWEST):
+        for most in (REFERENCES, _FEWEST):
             cut = [one.model_copy(update={"references": one.references[:most]}) for one in portraits]
             kept, lighter = _compressed(cut, images)
             if _weight(lighter) <= BUDGET:

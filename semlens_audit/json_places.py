@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 
-__all__ = ["place_of", "repeated_key"]
+__all__ = ["odd_number", "place_of", "repeated_key"]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 _DEEPEST = 60
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s,:\[\]{}"]+')
 
 
 def place_of(text: str, path: Sequence[int | str]) -> tuple[int, int]:
@@ -52,6 +53,26 @@ def repeated_key(text: str) -> tuple[str, int, int] | None:
             if text[start] in "{[" and depth < _DEEPEST:
                 inner.append((start, depth + 1))
         waiting += reversed(inner)
+    return None
+
+
+def odd_number(text: str, largest: float) -> tuple[int, int] | None:
+    """Line and column of the first number that is none, is larger than `largest`, or is an integer of more than 64 bits.
+
+    Parameters
+    ----------
+    text
+        A document that is JSON but for such numbers.
+    largest
+        Absolute value that a number may have which is no integer.
+    """
+    for token in _TOKEN.finditer(text):
+        said = token[0]
+        if said[0] == '"' or said in ("true", "false", "null"):
+            continue
+        whole = said.lstrip("-").isdigit()
+        if (len(said) > 20 or not -(2**63) <= int(said) < 2**63) if whole else not abs(float(said)) <= largest:
+            return _line_and_column(text, token.start())
     return None
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["REFERENCES", "Telling", "kinds", "shown", "telling", "with_portraits"]
 
-REFERENCES = 4
+REFERENCES = 3
 """Reference samples of a component that have a picture."""
 
 

@@ -440,7 +440,9 @@ class TestVerb:
         ids = [part.split('"')[0] for part in text.split(' id="')[1:]]
         assert len(ids) == len(set(ids))
         told = runner.invoke(cli.app, ["compare", *files, "--json"])
-        assert Comparison.model_validate({k: v for k, v in json.loads(told.stdout).items() if k != "files"}).schema_version == 1
+        found = Comparison.model_validate_json(told.stdout)
+        assert (found.schema_version, found.files, found.portraits) == (2, (), ())
+        assert found.layers[0].first.stages.keys() >= {"foundation", "probes", "crops:layer1", "relevance:layer1"}
 
     def test_two_layers_of_one_audit(self, plans: dict[str, AuditPlan], tmp_path: Path) -> None:
         runner, page = CliRunner(), tmp_path / "layers.html"
