@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
@@ -301,13 +302,13 @@ def condense(sheets: Sequence[Sheet]) -> Changes:
 def gather(comparisons: Sequence[Comparison]) -> Changes:
     """`condense` of comparisons that were made from the store."""
     layers = [layer for found in comparisons for layer in found.layers]
-    wanted = {place for layer in layers for place in shown(telling(layer), (layer.first.layer, layer.second.layer))}
-    portraits = {
-        (one.side, one.layer, one.component): one for found in comparisons for one in found.portraits
-        if (one.side, one.layer, one.component) in wanted
-    }  # fmt: skip
+    # in turn from each layer, so that no layer loses all its pictures to the budget
+    turns = zip_longest(*(shown(telling(layer), (layer.first.layer, layer.second.layer)) for layer in layers))
+    wanted = dict.fromkeys(place for turn in turns for place in turn if place is not None)
+    held = {(one.side, one.layer, one.component): one for found in comparisons for one in found.portraits}
+    portraits = [held[place] for place in wanted if place in held]
     images = {key: text for found in comparisons for key, text in found.images.items()}
-    kept, pictures = _within_budget(list(portraits.values()), images)
+    kept, pictures = _within_budget(portraits, images)
     components = ComponentChanges(
         source="store",
         layers=tuple(map(_condensed, layers)),

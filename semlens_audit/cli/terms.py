@@ -51,7 +51,7 @@ Baseline = Annotated[
     typer.Option(
         "--baseline",
         metavar="RESULTS.json|REPORT.pdf",
-        help="Record of the last release: the report says what changed since.",
+        help="Record of the last release: the report says what changed since; where its index lies in the same store, in components too.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -386,6 +386,17 @@ class TestRecord:
         again = made.ask("run", made.audit("altered"), "--baseline", made.results("one"), "--out", made.folder / "again", "--quiet")
         assert components(read_record(made.folder / "again" / "altered" / "results.json")) == components(own), again.output
 
+    def test_a_baseline_that_cannot_be_opened_again_is_said(self, made: World) -> None:
+        weights = made.folder / "permuted.safetensors"
+        kept = weights.rename(made.folder / "kept")
+        told = made.ask("run", made.audit("altered"), "--baseline", made.results("permuted"), "--out", made.folder / "lost", "--quiet")
+        kept.rename(weights)
+        record = read_record(made.folder / "lost" / "altered" / "results.json")
+        assert "components-not-compared" in told.output
+        assert record.change is not None
+        assert record.change.components is None
+        assert told.exit_code == int(record.exit_code)
+
     def test_verdict_and_gate_are_those_without(self, made: World, changed: AuditRecord) -> None:
         made.ask("gate", made.results("altered"), "--out", made.folder / "bare")
         bare = read_record(made.folder / "bare" / "results.json")
