@@ -26,13 +26,13 @@ from semlens_audit.component_sheet import BUDGET, LIMITS, condense, held_against
 from semlens_audit.component_words import NO_CHECK
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import AuditError, IntegrityError, Problem, UsageError
-from semlens_audit.json_places import odd_number, place_of, repeated_key
 from semlens_audit.record_file import parse_record, read_record, record_bytes
 from semlens_audit.records import AuditRecord
 from semlens_audit.release_records import ChangeRecord
 from semlens_audit.verify_record import read_strictly, record_lines
 from tests.unit import index_world as world
 from tests.unit.test_atlas_comparison import permuted
+from tests.unit.test_json_places import leaves
 
 SHEETS = ("permuted", "altered")
 
@@ -313,48 +313,6 @@ def bare(made: World) -> dict[str, Any]:
     """A comparison as JSON, without pictures."""
     values: dict[str, Any] = copy.deepcopy(json.loads(made.sheet("altered").read_text()))
     return values | {"images": {}, "portraits": []}
-
-
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    members = value.items() if isinstance(value, dict) else enumerate(value)
-    for name, inner in members:
-        yield (*path, name)
-        if isinstance(inner, (dict, list)):
-            yield from leaves(inner, (*path, name))
-
-
-class TestPlaces:
-    json_values = st.recursive(
-        st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text(max_size=5)),
-        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
-        max_leaves=12,
-    )
-
-    @settings(max_examples=40, deadline=None)
-    @given(value=json_values, indent=st.one_of(st.none(), st.integers(0, 2)), ascii_only=st.booleans())
-    def test_the_value_stands_where_it_is_said_to(self, value: Any, indent: int | None, *, ascii_only: bool) -> None:
-        text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
-        assert repeated_key(text) is None
-        for path in [(), *(leaves(value) if isinstance(value, (dict, list)) else ())]:
-            wanted = value
-            for step in path:
-                wanted = wanted[step]
-            line, column = place_of(text, path)
-            rest = "\n".join(text.split("\n")[line - 1 :])[column - 1 :]
-            assert json.JSONDecoder().raw_decode(rest)[0] == wanted
-
-    def test_a_path_that_ends_nowhere_is_told_as_far_as_it_goes(self) -> None:
-        assert place_of('{"a": [1,\n 2]}', ["a", 1]) == (2, 2)
-        assert place_of('{"a": [1,\n 2]}', ["a", 7, "b"]) == (1, 7)
-
-    def test_a_key_that_is_there_twice(self) -> None:
-        assert repeated_key('{"a": 1,\n "b": [{"c": 1, "c": 2}], "a": 3}') == ("a", 2, 27)
-        assert repeated_key('[{"b": [{"c": 1, "c": 2}]}]') == ("c", 1, 18)
-
-    @pytest.mark.parametrize("odd", ["NaN", "-Infinity", "1e999", "2e12", "9" * 20, "-9223372036854775809"])
-    def test_a_number_that_is_none(self, odd: str) -> None:
-        assert odd_number(f'{{"a 1e99": [1, -2.5, true, null,\n  {odd}]}}', 1e12) == (2, 3)
-        assert odd_number('{"NaN": ["1e99", 9223372036854775807, 1e12]}', 1e12) is None
 
 
 class TestRecord:
