@@ -1,6 +1,6 @@
 """Whether components fire for what their labels say: SemanticLens, CSP and CLIP-Dissect on the same components.
 
-    .venv/bin/python -m tests.benchmarks.naming --write         # about twenty minutes
+    .venv/bin/python -m tests.benchmarks.naming --write         # a quarter of an hour of processor time
 
 Every component of two layers of the phantom's models gets a label from a vocabulary of things that the renderer can switch on and
 off. New lesions are then rendered with and without each of them, all else equal, and the component's pooled activation on either is

@@ -77,13 +77,14 @@ def shows(places: Sequence[int]) -> np.ndarray:
 
 
 def photographs(data: Path, folder: Path) -> list[naming.Cell]:
-    """The last layer of a MobileNetV2, see `semlens_audit` audit ``photographs``."""
+    """The last layer of the MobileNetV2 of ``audits/photographs.yaml``."""
     files = {int(file.name.split("_")[0]): file for file in sorted((data / "imagenet_samples").glob("*.jpg"))}
     parts = split()
     indexed = folder / "photographs"
     indexed.mkdir(exist_ok=True)
     for place in parts[INDEXED]:
-        shutil.copy(files[place], indexed / files[place].name)
+        if not (indexed / files[place].name).exists():
+            shutil.copyfile(files[place], indexed / files[place].name)
     plan = naming.contrastive(read_plan(naming.ROOT / "audits" / "photographs.yaml"), (LAYER,), folder / "photographs.duckdb")
     source = plan.audit.data.model_copy(update={"path": str(indexed)})
     plan = plan.model_copy(update={"audit": plan.audit.model_copy(update={"data": source})})
