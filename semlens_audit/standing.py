@@ -134,7 +134,7 @@ def differences(
     if kind in qualified.layers and len(layers) != len(qualified.layers[kind]):
         found.append(f"{count(len(layers), 'audited layer')} instead of {len(qualified.layers[kind])}")
     found += [f"{layer} is the latents of a sparse autoencoder" for layer in layers if autoencoder_of(plan.audit, layer)]
-    found += [f"{layer} holds virtual neurons" for layer in layers if virtual_of(plan.audit, layer)]
+    found += [f"virtual neurons in {layer}" for layer in layers if virtual_of(plan.audit, layer)]
     own, default = shared_settings(settings), shared_settings(MeasurementSettings())
     for name, value in own.items():
         # A setting that is younger than the qualification was at its default then.

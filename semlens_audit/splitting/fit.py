@@ -141,6 +141,11 @@ class Fit:
         """Those that are split, by component."""
         return sorted((one for one in self.looked if one.kept), key=lambda one: one.component)
 
+    @property
+    def units(self) -> dict[int, tuple[int, int]]:
+        """Component that is split -> its two virtual neurons, as they are numbered where they are spliced in."""
+        return {one.component: (self.components + 2 * j, self.components + 2 * j + 1) for j, one in enumerate(self.kept)}
+
 
 def bare(plan: AuditPlan, layer: str) -> AuditPlan:
     """The plan of one layer without anything spliced into the network: files that are going to be written need not be there.

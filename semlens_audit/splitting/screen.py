@@ -8,6 +8,7 @@ from typing import Any
 
 from semlens_audit.splitting.fit import Fit, Looked
 from semlens_audit.terminal import Text
+from semlens_audit.virtual_header import units_of
 
 __all__ = ["as_json", "print_fit", "summary"]
 
@@ -21,7 +22,7 @@ def as_json(found: Fit, file: Path | None) -> dict[str, Any]:
         "over": found.over,
         "looked_at": len(found.looked),
         "split": [one.component for one in found.kept],
-        "looked": [_row(one) for one in found.looked],
+        "looked": [_row(one) | {"units": list(found.units.get(one.component, ())) or None} for one in found.looked],
         "file": None if file is None else str(file),
     }
 
@@ -73,6 +74,7 @@ def print_fit(found: Fit) -> None:
             ("within\ngroups", "right"), ("sepa-\nration", "right"), ("adj.\np", "right"), ("", "left"),
         ):  # fmt: skip
             table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+        units = found.units
         for one in found.looked:
             compared = one.comparison
             table.add_row(
@@ -84,7 +86,7 @@ def print_fit(found: Fit) -> None:
                 "–" if compared is None else f"{compared.after:.3f}",
                 "–" if compared is None else f"{compared.separation:.2f}",
                 "–" if compared is None else f"{one.adjusted:.2g}",
-                Text("split", style="green") if one.kept else Text(one.reason, style="dim"),
+                Text("split: {} + {}".format(*units[one.component]), style="green") if one.kept else Text(one.reason, style="dim"),
             )
         console.print(table)
         console.print()
@@ -96,7 +98,8 @@ def print_fit(found: Fit) -> None:
                 f"Samples: of the {settings.references} that activate a component most, in either group of circuits. Silhouette: how "
                 f"distinct these groups are. Clarity: mean cosine of the up to {found.compared} reference samples of the index, together, "
                 "and within their groups. Separation: 1 less the difference of reference samples within groups over that between them. "
-                "Too few shown: hardly any of the index's reference samples is of one of the groups.",
+                f"Split: the units of {units_of(settings.layer)} that it becomes. Too few shown: hardly any of the index's reference "
+                "samples is of one of the groups.",
                 style="dim",
             )
         )

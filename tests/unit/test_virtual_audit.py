@@ -270,6 +270,8 @@ def test_the_command_line_splits_says_why_and_writes(world: Path, split: Fit, tm
     assert told["split"] == [3, 4]
     assert told["file"] is None
     assert [row["split"] for row in told["looked"]] == [True, True]
+    assert {row["component"]: row["units"] for row in told["looked"]} == {3: [5, 6], 4: [7, 8]}
+    assert "split: 7 + 8" in shown.output
     none = run(app, [*arguments, "--polysemanticity", "1", "--out", str(tmp_path / "none.safetensors")])
     assert none.exit_code == 0
     assert "No component is split" in none.output
@@ -288,5 +290,6 @@ def test_every_part_of_a_run_takes_virtual_neurons(audited: AuditPlan, world: Pa
     assert {one["layer"] for one in record["class_layers"]} == {"second", UNITS}
     assert any(one["layer"] == UNITS for one in record["interventions"])
     assert any("2\u00a0components of second as two virtual neurons" in text for text in record["limitations"])
+    assert any("5 and 6 are component 3; 7 and 8 are component 4." in text for text in record["limitations"])
     listed = json.loads(CliRunner().invoke(app, ["layers", str(world / "virtual.yaml"), "--json", "--allow-code"]).stdout)
     assert next(row for row in listed["layers"] if row["name"] == UNITS)["components"] == 9
