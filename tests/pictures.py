@@ -38,6 +38,7 @@ _AUDITS = ("audits/phantom-shortcut.yaml", "audits/phantom-clean.yaml")
 _MARGIN = 24
 _GROUP = ":nth-match(section.evidence, 1) > h3"
 """Heading of a page's first group of components."""
+_UNIT = "[id='component-layer3.virtual.units-{}']"
 _TERMINAL = (
     "body { margin: 0; background: #fff; color: #1a1a1a; } pre { margin: 0; padding: 20px 24px; width: max-content; "
     "font: 13px/1.45 'DejaVu Sans Mono', monospace; } b { color: #00558c; font-weight: normal; }"
@@ -90,7 +91,8 @@ PICTURES = (
     Picture("latents", "describe audits/phantom-latents.yaml", "latents.html", "h2", ":nth-match(table, 1)"),
     Picture("latents-group", "describe audits/phantom-latents.yaml", "latents.html", _GROUP, _article(1)),
     Picture("split", "split"),
-    Picture("units", "search audits/phantom-units.yaml", "units.html", "h1", _article(2)),
+    Picture("unit-first", "label audits/phantom-units.yaml", "units.html", _UNIT.format(74), _UNIT.format(74)),
+    Picture("unit-second", "label audits/phantom-units.yaml", "units.html", _UNIT.format(75), _UNIT.format(75)),
     Picture("surprising", "surprising audits/phantom-narrow.yaml"),
 )
 
@@ -193,6 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not step.words or step.words[0] != "semlens-audit":
             continue
         asked = [picture for picture in wanted if step.command.startswith(f"semlens-audit {_words(picture.command)}")]
+        if chosen.names and not asked and not {"run", "index", "--out"} & set(step.words):
+            continue
         printed = None if chosen.again or _kept(root, step, asked) else _run(root, step)
         for picture in asked:
             terminal = root / f"{picture.name}-terminal.html"

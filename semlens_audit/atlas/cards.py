@@ -10,6 +10,7 @@ import numpy as np
 
 from semlens_audit import scores
 from semlens_audit.atlas.opening import Atlas
+from semlens_audit.atlas.origins import origin
 from semlens_audit.errors import UsageError
 from semlens_audit.foreign_layers import ForeignLayer
 from semlens_audit.stages import THUMBNAILS
@@ -83,6 +84,8 @@ class ComponentCard:
         Its first reference samples, highest activation first.
     facts
         (name, value) of whatever else a page says of it.
+    origin
+        What it is a part of, see `semlens_audit.atlas.origins`; ``None`` for a component that is whole.
     """
 
     layer: str
@@ -94,6 +97,7 @@ class ComponentCard:
     clarity: float | None = None
     references: tuple[CardReference, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    origin: str | None = None
 
     @property
     def anchor(self) -> str:
@@ -163,6 +167,7 @@ def card(
         ),
         references=pictures,
         facts=tuple(facts),
+        origin=origin(atlas.plan, layer, component),
     )
 
 
