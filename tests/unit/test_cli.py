@@ -353,7 +353,7 @@ def test_components_are_listed_with_what_the_last_run_made_of_them() -> None:
     heading, first, second, note = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert heading.split() == ["layer", "component", "similarity", "relevance", "concept", "first", "reference", "samples"]
     assert first.split() == ["layer4", "7", "0.500", "12.5", "%", "ruler", "0.png", "1.png", "2.png"]
-    assert second.split() == ["layer4", "9", "-0.250", "0.0", "%", "–", "never", "active"]
+    assert second.split() == ["layer4", "9", "−0.250", "0.0", "%", "–", "never", "active"]
     assert "melanoma" in note
 
     values = json.loads(json.dumps(screen.component_values(rows, assigned)))
