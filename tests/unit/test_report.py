@@ -20,7 +20,7 @@ from semlens_audit import compose, facets, pages, report
 from semlens_audit.errors import AuditError, ExitCode
 from semlens_audit.evidence_pages import role_of
 from semlens_audit.figures import PAPER, SCREEN
-from semlens_audit.records import AuditRecord, State
+from semlens_audit.records import AuditRecord, ClassLayer, ComponentRecord, ContrastiveImage, ReferenceImage, State
 from tests.golden.released_record import released
 from tests.golden.sample_record import sample
 
@@ -200,11 +200,38 @@ def test_markup_in_any_text_stays_text() -> None:
     assert text.count("&lt;b id=") > 400
 
 
+def contrasted(record: AuditRecord) -> AuditRecord:
+    """The same record as an audit with contrastive embeddings would have it: every reference sample but the second has a contrastive
+    crop."""
+
+    def places(place: ClassLayer) -> ClassLayer:
+        return place.model_copy(update={"components": tuple(map(component, place.components))})
+
+    def component(item: ComponentRecord) -> ComponentRecord:
+        found = [one if rank == 1 else reference(one) for rank, one in enumerate(item.references)]
+        return item.model_copy(update={"references": tuple(found)})
+
+    def reference(item: ReferenceImage) -> ReferenceImage:
+        made = ContrastiveImage(sample="images/<other>.png", box=(0, 0, 64, 64), crop=item.crop)
+        return item.model_copy(update={"contrastive": made})
+
+    return record.model_copy(update={"class_layers": tuple(map(places, record.class_layers))})
+
+
+def test_contrastive_crops_stand_below_what_they_are_taken_from() -> None:
+    heading = "Contrastive crops, below each: alike, but not what drives it"
+    plain, text = (report.render_html(record) for record in (sample("shortcut"), contrasted(sample("shortcut"))))
+    assert heading not in plain
+    assert text.count(heading) == plain.count('<article class="component"') > 3
+    assert "images/&lt;other&gt;.png" in text
+    assert "No random crop is contrastive." in text
+
+
 def test_every_field_of_every_page_value_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = [
         c for module in (pages, facets) for c in vars(module).values() if dataclasses.is_dataclass(c) and c.__module__ == module.__name__
     ]
-    records = [*(sample(kind) for kind in KINDS), released(sample("shortcut"))]
+    records = [*(sample(kind) for kind in KINDS), released(sample("shortcut")), contrasted(sample("shortcut"))]
     made = [compose.make_page(record, palette) for record in records for palette in (SCREEN, PAPER)]
     seen: set[tuple[str, str]] = set()
 
