@@ -30,6 +30,10 @@ LONGEST = (
     *TOGETHER[1],
     "tests/e2e/test_families.py",
     "tests/unit/test_qualification_campaign.py",
+    "tests/unit/test_virtual_audit.py",
+    "tests/unit/test_virtual_splice.py",
+    "tests/unit/test_store_upkeep.py",
+    "tests/unit/test_surprising.py",
 )
 """Handed out first, so that no worker begins a long file when the other has nothing left."""
 

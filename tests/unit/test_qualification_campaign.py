@@ -27,7 +27,7 @@ from semlens_audit.qualification.worlds import WORLDS, available
 DERMOSCOPY = WORLDS["dermoscopy"]
 TINY = campaign.Parameters(
     recipe=Recipe(renders=64, epochs=0.01), scenes=6, samples=80, repeats=0,
-    measurement={"bootstrap": 100, "null_sets": 100, "intervention": "none", "minimum_samples": 20},
+    measurement={"bootstrap": 100, "null_sets": 100, "intervention": "none", "minimum_samples": 20, "reference_samples": 6},
 )  # fmt: skip
 
 
