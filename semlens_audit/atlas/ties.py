@@ -28,12 +28,12 @@ def tied(reference_ids: np.ndarray, values: np.ndarray) -> int:
     Returns
     -------
     int
-        Components with two reference samples or more, none missing, and the same value throughout. Where samples are missing, all that
-        the component is active on are among its reference samples, and nothing was chosen.
+        Components with two reference samples or more, none missing, and the same value other than zero throughout. Where samples are
+        missing, all that the component is active on are among its reference samples, and nothing was chosen.
     """
     if values.shape[1] < 2:
         return 0
-    return int(((reference_ids >= 0).all(axis=1) & (values[:, 0] == values[:, -1])).sum())
+    return int(((reference_ids >= 0).all(axis=1) & (values[:, 0] == values[:, -1]) & (values[:, 0] != 0)).sum())
 
 
 def remarks(atlas: Atlas) -> tuple[str, ...]:
