@@ -56,8 +56,9 @@ lint: $(VENV)/installed
 unit: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q
 
+# bytecode is kept even where the machine says otherwise: the command line is started some hundred times
 test: $(VENV)/installed pango lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 coverage: $(VENV)/installed pango
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --cov --cov-report=term

@@ -22,9 +22,8 @@ from semlens_audit.draws import draw_units, generator
 from semlens_audit.errors import DataError, SpecError
 from semlens_audit.evidence import Evidence, LayerEvidence
 from semlens_audit.plan import AuditPlan
-from semlens_audit.resampling import resampled_alignment, resampled_clarity
-from semlens_audit.statistics import student_factor
-from semlens_audit.units import UnitWeights, effective_units, reference_weights, spread_factor
+from semlens_audit.resampling import reference_factor, resampled_alignment, resampled_clarity
+from semlens_audit.units import UnitWeights, effective_units, reference_weights
 
 __all__ = ["AssignedLayer", "assign_layer", "build_probes"]
 
@@ -277,8 +276,7 @@ def _resampled(
     clarity_draws = np.zeros((settings.bootstrap, components), dtype=np.float32)
     moved = _null_draws(plan, evidence, source, point.usual_size, point.probes, weights)
     counts = places.counts
-    # A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
-    factor = spread_factor(counts) * np.array([student_factor(count - 1.0, settings.confidence) for count in counts])
+    factor = reference_factor(counts, settings.confidence)
     every, meant = source.embeddings, source.residuals
     for start in range(0, components, _CHUNK):
         part = slice(start, start + _CHUNK)

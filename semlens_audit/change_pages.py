@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from semlens_audit.change_words import CHANGE_GLYPHS, CHANGE_WORDS, format_difference, ranked
+from semlens_audit.component_pages import ChangedComponents, changed_components
 from semlens_audit.figures import Domain, Figure, Palette, axis, interval_line
 from semlens_audit.measured import Measurement
 from semlens_audit.pages import Badge, Fact
 from semlens_audit.records import AuditRecord, State
 from semlens_audit.release_records import ChangeEntry, ChangeLabel, ChangeRecord
-from semlens_audit.wording import DASH, GLYPHS, STATES, Unit, capital, format_date, format_measured, shorten
+from semlens_audit.wording import DASH, GLYPHS, STATES, Unit, capital, format_date, format_measured, join, shorten
 
 __all__ = ["Change", "ChangeRow", "ChangeTable", "Side", "change"]
 
@@ -28,7 +29,7 @@ _STATES: dict[ChangeLabel, State] = {
 _CAPTIONS: dict[Unit, str] = {
     "difference": "Shares: difference in percentage points (pp)",
     "logits": "Effects on the class margin: difference in logits",
-    "cosine": "Clarity: difference of cosines",
+    "cosine": "{}: difference of cosines",
 }
 _WIDTH = 220
 
@@ -79,6 +80,8 @@ class Change:
     family: int
     """How many results the p-values are adjusted for."""
     tables: tuple[ChangeTable, ...]
+    components: ChangedComponents | None
+    """What became of the components; None where that was not compared."""
 
 
 def change(record: AuditRecord, palette: Palette) -> Change | None:
@@ -110,6 +113,7 @@ def change(record: AuditRecord, palette: Palette) -> Change | None:
         level=f"{100 * found.level:g} %",
         family=sum(entry.adjusted_p is not None for entry in found.entries),
         tables=_tables(record, found, palette),
+        components=changed_components(record, palette),
     )
 
 
@@ -132,7 +136,8 @@ def _tables(record: AuditRecord, found: ChangeRecord, palette: Palette) -> tuple
         most = max(abs(end) for end in ends)
         domain = Domain.over(unit, [-most, most])
         rows = tuple(_row(record, entry, anchors, domain, palette, found.level) for entry in held)
-        tables.append(ChangeTable(caption, axis(domain, palette, _WIDTH), rows))
+        kinds = sorted({entry.new.quantity for entry in held if entry.new is not None})
+        tables.append(ChangeTable(caption.format(capital(join(kinds))), axis(domain, palette, _WIDTH), rows))
     rest = tuple(_row(record, entry, anchors, None, palette, found.level) for entry in entries if _unit(entry) is None)
     if rest:
         tables.append(ChangeTable("Without a difference", None, rest))

@@ -224,11 +224,14 @@ def reproduction(record: AuditRecord) -> Reproduction:
     )
 
 
-def glossary() -> tuple[Fact, ...]:
+def glossary(record: AuditRecord) -> tuple[Fact, ...]:
     """Terms of the report in plain words."""
-    return tuple(Fact(term, text) for term, text in _GLOSSARY.items())
+    asked = {capital(finding.kind) for finding in record.findings}
+    return tuple(Fact(term, text) for term, text in _GLOSSARY.items() if term not in _ASKED or term in asked)
 
 
+_ASKED = ("Polysemanticity", "Redundancy")
+"""Terms that only a report with such checks speaks of."""
 _GLOSSARY = {
     "Acceptance criterion": "The bound that a measured quantity must keep, set in the spec together with its reason.",
     "Activation": "How strongly an image drives a component. Its unit is the component's own; only order and ratio "
@@ -250,6 +253,9 @@ _GLOSSARY = {
     "Inconclusive": "The interval reaches over the criterion: the data do not decide. This is not a pass.",
     "Layer": "A stage of the network; later layers hold more abstract components.",
     "Not measured": "The quantity could not be determined; the reason is stated. This is not a pass.",
+    "Polysemanticity": "How far apart the two groups lie into which a component's reference crops fall best: 1 minus the cosine of "
+    "their centres, 0 to 1. 0: one meaning; 1: two that have nothing in common. Crops without any meaning fall apart, too.",
+    "Redundancy": "How alike a component is to the one most similar to it in its layer: a cosine, −1 to 1. 1: another says the same.",
     "Reference samples": "The images of the test data that drive a component most, cropped to what drives it.",
     "Relevance": "The part of a decision that flows through a component.",
     "Reliance": "The share of a class's relevance in a layer that flows through components that mean a concept; one that means several "

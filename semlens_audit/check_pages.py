@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from semlens_audit.crosswalk_pages import controls_named
 from semlens_audit.facets import Marks
@@ -30,13 +31,16 @@ STATE_ORDER: dict[State, int] = {"not_satisfied": 0, "not_measured": 1, "inconcl
 SEVERITY_ORDER: dict[Severity, int] = {"critical": 0, "major": 1, "minor": 2}
 STOPS = "stops the release"
 _TABLE_WIDTH = 250
-_CAPTIONS: dict[Unit, str] = {
+_PARTS: dict[str, str] = {
     "share": "Inside the network: share of the class's relevance in a layer (mechanistic line of evidence)",
     "logits": "From outside: change of the class margin, in logits, when the concept is present (behavioural line of evidence)",
+    "pairs": "From outside: change of the class margin, in logits, when the concept is added to the same image (counterfactual pairs)",
     "difference": "In the test data: differences between two shares of images, in percentage points (pp)",
-    "cosine": "Clarity: likeness among the reference crops of a component, −1 to 1",
+    "clarity": "Clarity: likeness among the reference crops of a component, −1 to 1",
+    "polysemanticity": "Polysemanticity: distance of the two groups into which the reference crops of a component fall, 0 to 1",
+    "redundancy": "Redundancy: likeness of a component to the most similar other one of its layer, −1 to 1",
 }
-_PAIRS = "From outside: change of the class margin, in logits, when the concept is added to the same image (counterfactual pairs)"
+"""What the results are parted by, a unit or a kind of it -> caption of their table."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,13 @@ def release_words(record: AuditRecord) -> dict[str, str]:
     }
 
 
+def _part(finding: Finding) -> str:
+    """Key of `_PARTS`."""
+    if finding.line == "counterfactual":
+        return "pairs"
+    return finding.kind if finding.measurement.unit == "cosine" else finding.measurement.unit
+
+
 class Checks:
     """The record's checks as rows, tables and views."""
 
@@ -119,7 +130,7 @@ class Checks:
         for finding in record.findings:
             grouped.setdefault(finding.check, []).append(finding)
         self.checks = [Check(i, tuple(found)) for i, found in enumerate(grouped.values(), start=1)]
-        self.domains: dict[Unit, Domain] = {unit: Domain.over(unit, list(self._extent(record, unit))) for unit in _CAPTIONS}
+        self.domains: dict[Unit, Domain] = {unit: Domain.over(unit, list(self._extent(record, unit))) for unit in get_args(Unit)}
 
     @staticmethod
     def _extent(record: AuditRecord, unit: Unit) -> Iterable[float]:
@@ -202,20 +213,17 @@ class Checks:
         )
 
     def tables(self) -> tuple[CheckTable, ...]:
-        """All checks with all results, one table a unit; counterfactual pairs have one of their own."""
+        """All checks with all results, one table a unit; counterfactual pairs and each measure of components have one of their own."""
         tables = []
-        parts: list[tuple[Unit, bool, str]] = [(unit, False, caption) for unit, caption in _CAPTIONS.items()]
-        parts.insert(2, ("logits", True, _PAIRS))
-        for unit, paired, caption in parts:
-            chosen = [
-                c for c in self.checks if c.first.measurement.unit == unit and (c.first.line == "counterfactual") == paired
-            ]
+        for part, caption in _PARTS.items():
+            chosen = [check for check in self.checks if _part(check.first) == part]
             rows, reasons = [], dict[str, Check]()
             for c in chosen:
                 rows.append(self.row(c, c.findings, False, reasons.get(c.first.rationale)))
                 reasons.setdefault(c.first.rationale, c)
             if rows:
-                tables.append(CheckTable(caption, axis(self.domains[unit], self.palette, _TABLE_WIDTH), tuple(rows)))
+                domain = self.domains[chosen[0].first.measurement.unit]
+                tables.append(CheckTable(caption, axis(domain, self.palette, _TABLE_WIDTH), tuple(rows)))
         return tuple(tables)
 
     def view(self, check: Check, evidence: Callable[[Sequence[Finding]], tuple[EvidenceGroup, ...]]) -> CheckView:

@@ -11,7 +11,7 @@ from semlens_audit.plan import AuditPlan, Check, CheckKind, Role
 from semlens_audit.records import ClassLayer, Finding, Measurement, State
 from semlens_audit.wording import format_criterion, format_measured
 
-__all__ = ["KINDS", "LINES", "Kind", "Quantity", "decide", "findings", "hold", "quantities"]
+__all__ = ["CROPS", "KINDS", "LINES", "Kind", "Quantity", "decide", "findings", "hold", "quantities"]
 
 _EVIDENCE = 6
 
@@ -52,6 +52,8 @@ KINDS: dict[CheckKind, Kind] = {
     "concept_not_used": Kind("reliance", "share", ("at_most",), None, (0.0, 1.0), needs_concepts=True),
     "behavioural_effect": Kind("behavioural effect", "logits", ("at_most", "at_least"), None, (0.0, 1e6), needs_concepts=True),
     "clarity": Kind("clarity", "cosine", ("at_least",), None, (-1.0, 1.0)),
+    "polysemanticity": Kind("polysemanticity", "cosine", ("at_most",), None, (0.0, 1.0)),
+    "redundancy": Kind("redundancy", "cosine", ("at_most",), None, (-1.0, 1.0)),
     "subgroup_gap": Kind("subgroup gap", "difference", ("at_most",), "spurious", (0.0, 1.0)),
     "concept_presence": Kind("difference in presence", "difference", ("at_most",), "spurious", (0.0, 1.0)),
     "pair_effect": Kind("pair effect", "logits", ("at_most",), None, (0.0, 1e6), needs_concepts=True),
@@ -63,6 +65,13 @@ LINES: dict[CheckKind, Literal["behavioural", "counterfactual", "data"]] = {
     "concept_presence": "data",
 }
 """Line of evidence of the kinds that look at no layer and at one concept at a time; all others are mechanistic."""
+
+CROPS: dict[CheckKind, str] = {
+    "clarity": "clarity",
+    "polysemanticity": "polysemanticity",
+    "redundancy": "redundancy (likeness to the most similar other component)",
+}
+"""Kinds that look at the reference crops of components, whatever the concepts are -> what is said to be measured."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +255,7 @@ def _carriers(kind: CheckKind, quantity: Quantity, place: ClassLayer | None) -> 
         return ()
     if kind == "unexplained_relevance":
         chosen = [c for c in place.components if c.assigned is None]
-    elif kind == "clarity":
+    elif kind in CROPS:
         chosen = list(place.components)
     else:
         chosen = [c for c in place.components if c.assigned in quantity.concepts]
@@ -271,8 +280,8 @@ def _explain(check: Check, quantity: Quantity, measurement: Measurement, state: 
         )
     elif check.kind == "pair_effect":
         subject = f"From the image without {names} to the same image with it, the margin of {check.for_class} changes by"
-    elif check.kind == "clarity":
-        subject = f"Weighted by relevance for {check.for_class}, the components' clarity is"
+    elif check.kind in CROPS:
+        subject = f"Weighted by relevance for {check.for_class}, the components' {CROPS[check.kind]} is"
     elif check.kind == "unexplained_relevance":
         subject = f"Of the relevance for {check.for_class}, components that match no declared concept hold"
     else:

@@ -99,7 +99,7 @@ def _sections(record: AuditRecord, palette: Palette, checks: Checks, whole: str)
         ),
         _Chapter("crosswalk", "Crosswalk to standards and regulations", crosswalk(record)),
         _Chapter("reproduction", "Environment and reproduction", reproduction(record)),
-        _Chapter("glossary", "Glossary", glossary()),
+        _Chapter("glossary", "Glossary", glossary(record)),
         _Chapter("attachments", "Attachments and digests", attachments_page(record, whole, on_paper=not palette.inline)),
     ]
     sections: list[Section] = []

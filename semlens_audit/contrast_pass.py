@@ -1,7 +1,8 @@
 """The contrastive crop of every reference sample and of every random crop, see `semlens_audit.contrast`.
 
 Candidates are the layer's random crops: parts of images are compared with parts of like size, and whether a sample drives a
-component below average is asked of the samples that they were taken from.
+component below average is asked of the samples that they were taken from. A component's own reference samples are never contrastive
+for it: chosen by relevance, some activate it little, and would take away what it means.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def contrast_pass(
         drawn = store.arrays("SELECT position, sample FROM null_region WHERE stage = ?", (inputs[name]["null"],))
         samples = drawn["sample"][np.argsort(drawn["position"], kind="stable")].astype(np.int64)
         allowed = below_mean(_activations(plan, store, engine, inputs, layer, samples, progress))
+        allowed &= ~_own_references(store, inputs[f"null:{layer}"], samples, allowed.shape[1])
         with progress.stage(f"Contrastive crops, {layer}", 1) as advance, store.transaction():
             _write(store, state.key, inputs[name], samples, allowed)
             store.finish(state.key, {"without": int((~allowed).all(axis=0).sum())})
@@ -91,6 +93,16 @@ def _activations(
     if not found:
         return np.zeros((0, int(facts.get("components", 0))), dtype=np.float32)
     return np.concatenate(found)[place]
+
+
+def _own_references(store: Store, null: dict[str, Any], samples: np.ndarray, components: int) -> np.ndarray:
+    """(n, K) bool: whether a sample is a declared reference sample of a component; `null` are the inputs of the random crops."""
+    rows = store.arrays("SELECT component, sample FROM crop WHERE stage = ? AND rank < ?", (null["crops"], null["references"]))
+    distinct, place = np.unique(samples, return_inverse=True)
+    found = np.zeros((len(distinct), components), dtype=bool)
+    known = np.isin(rows["sample"], distinct)
+    found[np.searchsorted(distinct, rows["sample"][known]), rows["component"][known]] = True
+    return found[place]
 
 
 def _write(store: Store, key: str, inputs: dict[str, Any], samples: np.ndarray, allowed: np.ndarray) -> None:

@@ -210,6 +210,9 @@ class Evidence:
     """name, sha256, dimension, text (bool)."""
     thumbnails: Callable[[str, int, int], tuple[bytes, bytes]] | None = None
     """(layer, component, rank) -> JPEG bytes of crop and overlay."""
+    look_alikes: Callable[[str, int, int], tuple[str, tuple[int, int, int, int], bytes] | None] | None = None
+    """(layer, component, rank) -> path of the sample that the reference sample's contrastive crop was taken from, its box and JPEG
+    bytes, see `semlens_audit.look_alikes`; None where it has none, and where concept embeddings are means."""
     headroom: tuple[LayerEvidence, ...] = ()
     """The entries of `layers` with every stored reference sample, more than m; empty where none beyond m are stored."""
     other_layers: tuple[LayerEvidence, ...] = ()

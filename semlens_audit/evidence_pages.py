@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from semlens_audit.pages import ComponentView, EvidenceGroup, Pointer, ReferenceView
-from semlens_audit.records import AuditRecord, ClassLayer, ComponentRecord, Finding
+from semlens_audit.records import AuditRecord, ClassLayer, ComponentRecord, Finding, ReferenceImage
 from semlens_audit.wording import capital, format_estimate, format_number, format_value
 
 __all__ = ["Gallery", "role_of"]
@@ -115,6 +115,7 @@ class Gallery:
                 "of the crop.",
                 activation=format_number(reference.activation, 2),
                 sample=reference.sample,
+                **self._contrastive(reference, component.component),
             )
             for reference in component.references[:_REFERENCES]
         )
@@ -127,6 +128,17 @@ class Gallery:
             facts=self._facts(component, place.class_name),
             references=references,
         )
+
+    def _contrastive(self, reference: ReferenceImage, component: int) -> dict[str, str]:
+        found = reference.contrastive
+        if found is None:
+            return {}
+        return {
+            "contrastive": self._image(found.crop),
+            "contrastive_alt": f"Crop of {found.sample} that looks like the one of {reference.sample} and does not drive component "
+            f"{component}.",
+            "contrastive_sample": found.sample,
+        }
 
     def _facts(self, component: ComponentRecord, class_name: str) -> str:
         """Alignment, z, clarity and direction in one line."""

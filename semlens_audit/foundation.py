@@ -107,7 +107,8 @@ class Foundation:
     sha256
         `foundation_digest` of it.
     encode
-        (BATCH, 3, S, S) float32 -> (BATCH, d) float32, not yet normalised.
+        (n, 3, S, S) float32 on `device` -> (n, d) float32, not yet normalised, in single precision. What an image's last bits are
+        may depend on n: whatever is kept goes through `embed_prepared`.
     prepare
         PIL RGB image of any size -> (3, S, S) float32.
     encode_text
@@ -138,11 +139,11 @@ class Foundation:
 
         self.name, self.sha256, self.dimension = name, sha256, dimension
         self.prepare, self.device = prepare, device or torch.device("cpu")
-        self._encode, self._encode_text, self._halve = encode, encode_text, halve
+        self.encode, self._encode_text, self._halve = encode, encode_text, halve
 
     @cached_property
     def _encode_half(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        return self._encode if self._halve is None else self._halve()
+        return self.encode if self._halve is None else self._halve()
 
     @property
     def has_text(self) -> bool:
@@ -179,7 +180,7 @@ class Foundation:
         batch = torch.zeros((BATCH, *prepared[0].shape))
         torch.stack(list(prepared), out=batch[: len(prepared)])
         half = self.precision == "bf16"
-        encode = self._encode_half if half else self._encode
+        encode = self._encode_half if half else self.encode
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
             values = encode(on_device(batch.contiguous(memory_format=torch.channels_last), self.device))[: len(prepared)]
         return _unit(values.float().cpu().numpy(), self.name)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from semlens_audit.digest import digest_bytes
 from semlens_audit.evidence import Evidence, LayerEvidence
-from semlens_audit.records import ClassLayer, ComponentRecord, Finding, ReferenceImage
+from semlens_audit.records import ClassLayer, ComponentRecord, ContrastiveImage, Finding, ReferenceImage
 
 __all__ = ["candidates", "illustrate", "prune"]
 
@@ -71,22 +71,29 @@ def _references(
         sample = int(layer.reference_ids[component, rank])
         if sample < 0:
             break
-        keys = []
-        for jpeg in thumbnails(layer.layer, component, rank):
-            key = digest_bytes(jpeg)
-            images[key] = base64.b64encode(jpeg).decode("ascii")
-            keys.append(key)
+        crop, overlay = (_keep(jpeg, images) for jpeg in thumbnails(layer.layer, component, rank))
+        alike = evidence.look_alikes(layer.layer, component, rank) if evidence.look_alikes is not None else None
         x0, y0, x1, y1 = (int(edge) for edge in layer.boxes[component, rank])
         references.append(
             ReferenceImage(
                 sample=evidence.paths[sample],
                 activation=float(layer.activations[component, rank]),
                 box=(x0, y0, x1, y1),
-                crop=keys[0],
-                overlay=keys[1],
+                crop=crop,
+                overlay=overlay,
+                contrastive=None
+                if alike is None
+                else ContrastiveImage(sample=alike[0], box=alike[1], crop=_keep(alike[2], images)),
             )
         )
     return tuple(references)
+
+
+def _keep(jpeg: bytes, images: dict[str, str]) -> str:
+    """Key of a picture, which is among `images` from now on."""
+    key = digest_bytes(jpeg)
+    images[key] = base64.b64encode(jpeg).decode("ascii")
+    return key
 
 
 def prune(
@@ -99,8 +106,7 @@ def prune(
         if not keep:
             return component.model_copy(update={"references": ()}) if component.references else component
         for reference in component.references:
-            used[reference.crop] = images[reference.crop]
-            used[reference.overlay] = images[reference.overlay]
+            used.update((key, images[key]) for key in reference.keys)
         return component
 
     out = []

@@ -79,6 +79,7 @@ def restricted(evidence: Evidence, rows: np.ndarray, m: int) -> Evidence:
         headroom=(),
         other_layers=(),
         thumbnails=None,
+        look_alikes=None,
     )
 
 

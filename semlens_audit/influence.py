@@ -20,6 +20,8 @@ from semlens_audit.digest import digest
 from semlens_audit.effect_measure import concept_presences
 from semlens_audit.evidence import Evidence
 from semlens_audit.flow import ClassFlow, Flows
+from semlens_audit.interpretability import ComponentMeasures
+from semlens_audit.interpretability_measure import asked_measures, drawn_measure, measures_of_layer
 from semlens_audit.measure import Measurements
 from semlens_audit.plan import AuditPlan
 from semlens_audit.presence import Presence
@@ -59,10 +61,10 @@ def influences(
     Two audits of different models on the same samples err together, as far as the same samples mislead them. The covariance of two
     values is the inner product of their vectors:
 
-    - *Reliance, unexplained relevance, clarity*: the vector holds the first draws of the bootstrap that their interval rests on,
-      minus their mean, over the root of their number. Draws weigh the same units alike in both audits, be it as test
-      samples, as reference samples of components or as where random crops come from: a paired bootstrap (Efron and Tibshirani
-      1993, section 8.3).
+    - *Reliance, unexplained relevance, clarity, polysemanticity, redundancy*: the vector holds the first draws of the bootstrap that
+      their interval rests on, minus their mean, over the root of their number. Draws weigh the same units alike in both audits, be it
+      as test samples, as reference samples of components or as where random crops come from: a paired bootstrap (Efron and
+      Tibshirani 1993, section 8.3).
     - *Behavioural effect*: the empirical influence of each independent unit, that is the derivative of the least-squares estimate
       by the weight of the unit, with the corrections for leverage and degrees of freedom that its interval has
       (`semlens_audit.behaviour.effects`). It is the jackknife's ``theta - theta_(u)`` in its infinitesimal form (Jaeckel, Bell
@@ -112,9 +114,11 @@ def influences(
         inside = [quantity for quantity in asked if quantity.layer == source.layer]
         if inside:
             layer = assign_layer(plan, evidence, source, measured.unrecognised, flows.weights)
+            wanted = asked_measures(inside, source.layer)
+            measures = measures_of_layer(plan, evidence, source, wanted) if wanted else None
             for quantity in inside:
                 flow = flows.of(source, evidence.class_names.index(quantity.class_name))
-                draws = _draws(plan, layer, quantity, flow)[:LENGTH]
+                draws = _draws(plan, layer, measures, quantity, flow)[:LENGTH]
                 found.append(_record(quantity, "draws", drawn, (draws - draws.mean()) / np.sqrt(len(draws))))
     return Influences(version=VERSION, records=tuple(found))
 
@@ -206,10 +210,16 @@ def _on_mean(values: np.ndarray, units: np.ndarray, count: int) -> np.ndarray:
     return sums * np.sqrt(independent / max(independent - 1, 1))
 
 
-def _draws(plan: AuditPlan, layer: AssignedLayer, quantity: Quantity, flow: ClassFlow) -> np.ndarray:
+def _draws(
+    plan: AuditPlan, layer: AssignedLayer, measures: ComponentMeasures | None, quantity: Quantity, flow: ClassFlow
+) -> np.ndarray:
     """(B,) draws that the interval of a quantity inside the model rests on, as `semlens_audit.reliance` makes them."""
     if quantity.kind == "clarity":
         return drawn_clarity(layer, flow)
+    if quantity.kind == "polysemanticity" or quantity.kind == "redundancy":
+        if measures is None:
+            raise ValueError(f"{quantity.key} is asked for without the measures of the layer")
+        return drawn_measure(measures, quantity.kind, flow)
     meant = drawn_reliance(layer, flow)
     if quantity.kind == "unexplained_relevance":
         return np.asarray(1.0 - meant.sum(axis=1))

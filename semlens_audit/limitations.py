@@ -127,8 +127,15 @@ def _virtual_neurons(plan: AuditPlan) -> Iterator[str]:
             continue
         path = resolve(plan, one.file)
         said = read_splitting(path).splitting
+        named = [
+            f"{said.width + 2 * j} and {said.width + 2 * j + 1} are component {split.component}"
+            for j, split in enumerate(said.splits[:_NAMED])
+        ]
+        more = " Those of the other components follow in their order." if len(said.splits) > _NAMED else ""
         yield (
-            f"{layer} holds {count(len(said.splits), 'component')} of {one.layer} as two virtual neurons each ({path.name}). On one image "
+            f"{layer} holds {count(len(said.splits), 'component')} of {one.layer} as two virtual neurons each ({path.name}): its units "
+            f"{'; '.join(named)}.{more} Nothing is left in the places of these components themselves, which count as never "
+            "active. On one image "
             "all of a component counts for one of them, although both of the things that it stands for may be there; no component is split "
             "in more than two."
         )

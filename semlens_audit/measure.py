@@ -19,6 +19,7 @@ from semlens_audit.draws import COSINE, interval
 from semlens_audit.effect_measure import effect_quantities, measure_effects
 from semlens_audit.evidence import Evidence
 from semlens_audit.flow import Flows
+from semlens_audit.interpretability_measure import asked_measures, interpretability_remarks, measures_of_layer
 from semlens_audit.plan import AuditPlan
 from semlens_audit.recognition import probe_aurocs, unrecognised
 from semlens_audit.records import (
@@ -34,14 +35,15 @@ from semlens_audit.reliance import measure_class
 
 __all__ = ["MODULES", "INTERVENTION_SETTINGS", "VERSION", "Measurements", "measure", "measure_layers", "measurement_key"]
 
-VERSION = 9
+VERSION = 10
 """Raised whenever a change here changes a number; part of every cache key."""
 
 MODULES = (
     "assignment", "behaviour", "calibration", "checks", "contrast",
     "data_gallery", "data_measure", "draws", "effect_measure", "evidence", "flow",
-    "gallery", "headroom", "measure", "outputs", "presence", "proportions", "reading", "recognition", "records", "reliance", "resampling",
-    "scenarios", "scores", "statistics", "units", "vectors",
+    "gallery", "headroom", "interpretability", "interpretability_measure", "meanings", "measure", "neighbours", "outputs",
+    "polysemanticity", "presence", "proportions", "reading", "recognition", "records", "reliance", "resampling", "scenarios", "scores",
+    "statistics", "units", "vectors",
 )  # fmt: skip
 """What a cached value is made by and read with; their source is part of every cache key."""
 INTERVENTION_SETTINGS = ("intervention", "intervention_samples", "control_sets", "smallest_effect")
@@ -157,9 +159,12 @@ def measure(
     effects, aurocs = measure_effects(plan, evidence)
     held_out = probe_aurocs(evidence.probes, np.concatenate([layer.null_embeddings for layer in evidence.layers]))
     missed = unrecognised(plan, held_out, aurocs)
+    flows = flows or Flows(plan, evidence)
     layers, class_layers, values = measure_layers(plan, evidence, quantities, missed, flows=flows, progress=step)
     shown = measure_data(plan, evidence, quantities, missed)
     found = effect_quantities(quantities, effects, missed) | values | shown.values
+    valued = {key for key, one in values.items() if one.value is not None}
+    beside = dict(interpretability_remarks(plan, evidence, quantities, valued, flows))
     predicted = evidence.predicted
     return Measurements(
         layers=tuple(layers),
@@ -168,7 +173,7 @@ def measure(
         presence_in_data=shown.presence,
         pair_effects=shown.pairs,
         quantities=found,
-        remarks=shown.remarks,
+        remarks=shown.remarks | beside,
         presence_auroc=aurocs,
         probe_auroc=held_out,
         unrecognised=missed,
@@ -215,9 +220,11 @@ def measure_layers(
         layer = assign_layer(plan, evidence, source, unrecognised, flows.weights)
         step(1)
         layers.append(_layer_record(plan, layer, concept_ids))
+        wanted = asked_measures(quantities, source.layer) if layer.eligible.any() else ()
+        measures = measures_of_layer(plan, evidence, source, wanted) if wanted else None
         for position, name in enumerate(evidence.class_names):
             asked = [q for q in quantities if q.layer == source.layer and q.class_name == name]
-            record, values = measure_class(plan, evidence, layer, position, flows.of(source, position), asked)
+            record, values = measure_class(plan, evidence, layer, position, flows.of(source, position), asked, measures)
             class_layers.append(record)
             found.update(values)
             step(1)

@@ -42,10 +42,10 @@ class Measurement(Frozen):
     """One number with unit, interval and sample size, or the reason why there is none."""
 
     quantity: str
-    """Name of the quantity: ``reliance``, ``behavioural effect``, ``clarity``."""
+    """Name of the quantity: ``reliance``, ``behavioural effect``, ``clarity``, ``polysemanticity``, ``redundancy``."""
     unit: Literal["share", "logits", "cosine", "difference"]
-    """share: of the class's relevance in the layer, 0 to 1. logits: change of the class margin. cosine: -1 to 1. difference:
-    between two shares of samples, -1 to 1."""
+    """share: of the class's relevance in the layer, 0 to 1. logits: change of the class margin. cosine: -1 to 1; of polysemanticity,
+    1 minus a cosine, 0 to 1. difference: between two shares of samples, -1 to 1."""
     value: float | None = None
     interval: Interval | None = None
     n: int = Field(ge=0)

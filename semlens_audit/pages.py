@@ -127,6 +127,10 @@ class ReferenceView:
     overlay_alt: str
     activation: str
     sample: str
+    contrastive: str | None = None
+    """``data:`` URI of its contrastive crop."""
+    contrastive_alt: str = ""
+    contrastive_sample: str = ""
 
 
 @dataclass(frozen=True)

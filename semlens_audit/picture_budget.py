@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
 from semlens_audit.digest import digest_bytes
-from semlens_audit.records import ClassLayer, ComponentRecord, DataPresence
+from semlens_audit.records import ClassLayer, ComponentRecord, DataPresence, ReferenceImage
 
 __all__ = ["BUDGET", "QUALITIES", "compressed", "within_budget"]
 
@@ -48,8 +49,14 @@ def within_budget(
         return tuple(places), tuple(presence), dict(sorted(images.items()))
 
     def component(item: ComponentRecord) -> ComponentRecord:
-        references = tuple(r.model_copy(update={"crop": keys[r.crop], "overlay": keys[r.overlay]}) for r in item.references)
+        references = tuple(map(reference, item.references))
         return item.model_copy(update={"references": references}) if references else item
+
+    def reference(item: ReferenceImage) -> ReferenceImage:
+        update: dict[str, Any] = {"crop": keys[item.crop], "overlay": keys[item.overlay]}
+        if item.contrastive is not None:
+            update["contrastive"] = item.contrastive.model_copy(update={"crop": keys[item.contrastive.crop]})
+        return item.model_copy(update=update)
 
     def shown(item: DataPresence) -> DataPresence:
         pictures = tuple(p.model_copy(update={"image": keys[p.image]}) if p.image is not None else p for p in item.pictures)

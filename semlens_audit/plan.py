@@ -53,6 +53,8 @@ CheckKind = Literal[
     "concept_not_used",
     "behavioural_effect",
     "clarity",
+    "polysemanticity",
+    "redundancy",
     "subgroup_gap",
     "concept_presence",
     "pair_effect",

@@ -14,6 +14,7 @@ from semlens_audit.digest import digest
 from semlens_audit.errors import IntegrityError
 from semlens_audit.evidence import SAMPLES, ConceptProbes, Evidence, LayerEvidence, PairEvidence
 from semlens_audit.headroom import FirstReferences, indexed, slots
+from semlens_audit.look_alikes import LookAlikes
 from semlens_audit.outputs import in_blocks
 from semlens_audit.plan import AuditPlan
 from semlens_audit.probe_texts import box_text, prompts
@@ -311,6 +312,7 @@ def load_evidence(plan: AuditPlan, data: DataSet, store: Store) -> Evidence | No
         subject=dict(outputs.facts),
         foundation=dict(meaning.facts),
         thumbnails=_thumbnails(store, keys),
+        look_alikes=None if gamma is None else _look_alikes(plan, data, store, keys),
         pairs=_pairs(store, keys, data),
         groups=data.groups,
         headroom=tuple(stored[:count]),
@@ -354,6 +356,18 @@ def _pairs(store: Store, keys: dict[str, str], data: DataSet) -> PairEvidence | 
         present=logits[places[:, 1]],
         units=data.pairs.units,
     )
+
+
+def _look_alikes(
+    plan: AuditPlan, data: DataSet, store: Store, keys: dict[str, str]
+) -> Callable[[str, int, int], tuple[str, tuple[int, int, int, int], bytes] | None]:
+    known = LookAlikes(store, keys, data, plan.audit.subject.preprocessing)
+
+    def read(layer: str, component: int, rank: int) -> tuple[str, tuple[int, int, int, int], bytes] | None:
+        found = known.of(layer, component).get(int(rank))
+        return None if found is None else (found.sample, found.box, known.picture(found))
+
+    return read
 
 
 def _thumbnails(store: Store, keys: dict[str, str]) -> Callable[[str, int, int], tuple[bytes, bytes]]:

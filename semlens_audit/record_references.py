@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from semlens_audit.component_changes import LayerChanges
 from semlens_audit.records import AuditRecord, ClassLayer
 
-__all__ = ["dangling"]
+__all__ = ["dangling", "images_shown"]
 
 
 def dangling(record: AuditRecord) -> str | None:
@@ -59,6 +60,22 @@ def _concepts(record: AuditRecord) -> Iterator[tuple[str, str]]:
         yield from ((name, "a presence in the data") for name in (entry.concept, *entry.entangled))
     for tried in record.sensitivity:
         yield from ((name, f"the setting {tried.setting}") for change in tried.changes for name in change.concepts)
+    if record.change is not None and record.change.components is not None:
+        for changes in record.change.components.layers:
+            yield from ((name, "a comparison of components") for name in _compared(changes))
+
+
+def _compared(layer: LayerChanges) -> Iterator[str]:
+    """Concepts that a comparison of components names."""
+    named = [*layer.concepts, *(one.concept for one in layer.concept_shares)]
+    named += [one.concept for one in (*layer.learned, *layer.lost)]
+    named += [name for pair in (*layer.became, *layer.moved) for name in (pair.first_concept, pair.second_concept)]
+    yield from (name for name in named if name is not None)
+
+
+def images_shown(record: AuditRecord) -> set[str]:
+    """Keys of all images that parts of a record show."""
+    return {key for key, _ in _images(record)}
 
 
 def _images(record: AuditRecord) -> Iterator[tuple[str, str]]:
@@ -66,9 +83,12 @@ def _images(record: AuditRecord) -> Iterator[tuple[str, str]]:
     for place in record.class_layers:
         for component in place.components:
             for reference in component.references:
-                yield from ((key, f"component {component.component}") for key in (reference.crop, reference.overlay))
+                yield from ((key, f"component {component.component}") for key in reference.keys)
     for entry in record.presence_in_data:
         yield from ((shown.image, f"the concept {entry.concept}") for shown in entry.pictures if shown.image is not None)
+    if record.change is not None and record.change.components is not None:
+        for one in record.change.components.portraits:
+            yield from ((reference.image, f"component {one.component} of {one.layer}") for reference in one.references)
 
 
 def _layers(record: AuditRecord) -> Iterator[tuple[str, str]]:

@@ -48,6 +48,7 @@ __all__ = [
     "ClassLayer",
     "ComponentRecord",
     "ConceptRecord",
+    "ContrastiveImage",
     "ConfirmationRecord",
     "ConfirmationState",
     "ControlRecord",
@@ -212,6 +213,17 @@ class ConceptRecord(Frozen):
     attribute column that says where it is; none in records of older versions."""
 
 
+class ContrastiveImage(Frozen):
+    """The contrastive crop of a reference sample: alike, of a sample that drives the component below average."""
+
+    sample: str
+    """Path of the sample, relative to the data's root."""
+    box: tuple[int, int, int, int]
+    """Crop x0, y0, x1, y1 in pixels of the network's input."""
+    crop: str
+    """Key into `AuditRecord.images`: the crop (JPEG)."""
+
+
 class ReferenceImage(Frozen):
     """One reference sample of a component."""
 
@@ -226,6 +238,14 @@ class ReferenceImage(Frozen):
     """Key into `AuditRecord.images`: the crop (JPEG)."""
     overlay: str
     """Key into `AuditRecord.images`: the whole input with heatmap and box (JPEG)."""
+    contrastive: ContrastiveImage | None = None
+    """What the concept embedding takes away from this crop; None where concept embeddings are means, and where no random
+    crop is contrastive."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key into `AuditRecord.images`."""
+        return (self.crop, self.overlay) if self.contrastive is None else (self.crop, self.overlay, self.contrastive.crop)
 
 
 class ComponentRecord(Frozen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,8 +15,8 @@ from PIL import Image
 from semlens_audit.data import DataSet, read_image
 from semlens_audit.devices import describe, require_same
 from semlens_audit.digest import digest
-from semlens_audit.errors import DataError
 from semlens_audit.foundation import BATCH, Foundation, Precision
+from semlens_audit.image_parts import image_part
 from semlens_audit.paths import examples_root
 from semlens_audit.plan import AuditPlan
 from semlens_audit.prefetch import cores
@@ -36,6 +36,7 @@ _AT_ONCE = 256
 """Components whose embeddings are in memory at a time."""
 _SECONDS = 10.0
 """Time that embeddings wait to be written together."""
+_MEND = "Mend the box in the spec: x0, y0, x1, y1 in pixels."
 
 
 def settle_precision(
@@ -280,7 +281,9 @@ def probe_pass(
         for example, sha256, box in examples:
             place = (sha256, box_text(box))
             if place not in seen and place not in images:
-                images[place] = _example(plan, example.image, box)
+                images[place] = image_part(
+                    examples_root(plan) / example.image, box, name="the example image", hint=_MEND
+                )
         precision, foundation.precision = foundation.precision, "fp32"
         vectors = foundation.embed_images(list(images.values()))
         foundation.precision = precision
@@ -290,19 +293,3 @@ def probe_pass(
             )
             store.finish(state.key)
         advance(len(examples))
-
-
-def _example(plan: AuditPlan, name: str, box: Sequence[int] | None) -> Image.Image:
-    path = examples_root(plan) / name
-    image = read_image(path)
-    if box is None:
-        return image
-    x0, y0, x1, y1 = box
-    if not (0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height):
-        raise DataError(
-            "box-outside-image",
-            f"The box {list(box)} is not inside the example image, which has {image.width} x {image.height} pixels.",
-            "Mend the box in the spec: x0, y0, x1, y1 in pixels.",
-            file=str(path),
-        )
-    return image.crop((x0, y0, x1, y1))

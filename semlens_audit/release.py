@@ -8,9 +8,12 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 
 from semlens_audit import change, gate
+from semlens_audit.component_sheet import Changes
 from semlens_audit.errors import IntegrityError
+from semlens_audit.record_references import images_shown
 from semlens_audit.records import AuditRecord
 from semlens_audit.release_policy import Policy
+from semlens_audit.release_records import ChangeRecord
 from semlens_audit.waivers import Declared
 
 __all__ = ["complete", "day_of"]
@@ -39,6 +42,7 @@ def complete(
     policy: Policy,
     declared: Declared | None = None,
     baseline: AuditRecord | None = None,
+    components: Changes | None = None,
     today: date | None = None,
 ) -> AuditRecord:
     """`record` with the release decided.
@@ -54,6 +58,8 @@ def complete(
     baseline
         Earlier record to compare with; ``None``: what the record says of a change stays as it is. No change stops a release by
         itself: what is worse beyond its criterion is not satisfied.
+    components
+        What became of the components since that baseline; ``None``: what the record says of it since the same baseline stays as it is.
     today
         Date on which waivers are judged; default: the day on which the audit ran.
 
@@ -66,7 +72,23 @@ def complete(
     if declared is not None:
         documents = (*documents, declared.document)
     if baseline is not None:
-        record = record.model_copy(update={"change": change.compare(baseline, record)})
+        record = _changed(record, change.compare(baseline, record), components)
     record = record.model_copy(update={"documents": documents})
     waivers, lines = (declared.waivers, declared.lines) if declared is not None else ((), ())
     return gate.apply(record, waivers, policy, today or day_of(record), lines=lines)
+
+
+def _changed(record: AuditRecord, found: ChangeRecord, components: Changes | None) -> AuditRecord:
+    """`record` with another change, and with the pictures that it shows in place of those of the change that it had."""
+    before = record.change
+    if components is None and before is not None and before.baseline.record_sha256 == found.baseline.record_sha256:
+        return record.model_copy(update={"change": found.model_copy(update={"components": before.components})})
+    bare = record.model_copy(update={"change": None})
+    images = record.images
+    if before is not None and before.components is not None:
+        own = images_shown(record) - images_shown(bare)
+        images = {key: text for key, text in images.items() if key not in own}
+    if components is not None:
+        found = found.model_copy(update={"components": components.components})
+        images = dict(sorted((images | components.images).items()))
+    return bare.model_copy(update={"change": found, "images": images})

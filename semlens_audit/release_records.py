@@ -5,10 +5,11 @@ Parts of `semlens_audit.records.AuditRecord`, and like it frozen and without NaN
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from semlens_audit.component_changes import ComponentChanges
 from semlens_audit.errors import ExitCode
 from semlens_audit.frozen import Frozen
 from semlens_audit.measured import Measurement, State
@@ -173,6 +174,13 @@ class ChangeRecord(Frozen):
     """Confidence level of the differences, before control for their number."""
     sentence: str
     """The gist, for page one."""
+    components: ComponentChanges | None = None
+    """What became of the components, where that was compared; a record without it has no such field. It decides no check."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        return written if self.components is not None else {name: value for name, value in written.items() if name != "components"}
 
 
 class ClauseRecord(Frozen):

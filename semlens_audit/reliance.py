@@ -12,6 +12,8 @@ from semlens_audit.checks import Quantity
 from semlens_audit.draws import COSINE, SHARE, interval
 from semlens_audit.evidence import Evidence
 from semlens_audit.flow import ClassFlow
+from semlens_audit.interpretability import ComponentMeasures
+from semlens_audit.interpretability_measure import class_measure
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import ClassLayer, ComponentRecord, Interval, Measurement
 
@@ -79,7 +81,13 @@ class _Reliance:
 
 
 def measure_class(
-    plan: AuditPlan, evidence: Evidence, layer: AssignedLayer, position: int, flow: ClassFlow, asked: Sequence[Quantity]
+    plan: AuditPlan,
+    evidence: Evidence,
+    layer: AssignedLayer,
+    position: int,
+    flow: ClassFlow,
+    asked: Sequence[Quantity],
+    measures: ComponentMeasures | None = None,
 ) -> tuple[ClassLayer, dict[str, Measurement]]:
     """Reliance of one class in one layer, and the quantities asked of it.
 
@@ -93,6 +101,8 @@ def measure_class(
         Where its relevance flows in the layer.
     asked
         Quantities of this class and layer.
+    measures
+        Of the layer's components, those that `asked` names, see `semlens_audit.interpretability_measure`.
 
     Returns
     -------
@@ -121,14 +131,25 @@ def measure_class(
         unexplained=shares.unexplained(),
         components=_components(plan, layer, flow),
     )
-    return record, {quantity.key: _value(plan, layer, flow, shares, quantity) for quantity in asked}
+    return record, {quantity.key: _value(plan, layer, flow, shares, quantity, measures) for quantity in asked}
 
 
-def _value(plan: AuditPlan, layer: AssignedLayer, flow: ClassFlow, shares: _Reliance, quantity: Quantity) -> Measurement:
+def _value(
+    plan: AuditPlan,
+    layer: AssignedLayer,
+    flow: ClassFlow,
+    shares: _Reliance,
+    quantity: Quantity,
+    measures: ComponentMeasures | None,
+) -> Measurement:
     if quantity.kind == "unexplained_relevance":
         return shares.unexplained(nested=True)
     if quantity.kind == "clarity":
         return _weighted_clarity(plan, layer, flow)
+    if quantity.kind == "polysemanticity" or quantity.kind == "redundancy":
+        if measures is None:
+            raise ValueError(f"{quantity.key} is asked for without the measures of the layer")
+        return class_measure(plan, measures, quantity.kind, flow)
     if not quantity.concepts:
         return quantity.missing("the check speaks of no concept", flow.samples)
     return shares.of(quantity.concepts, nested=True)

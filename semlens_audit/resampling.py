@@ -8,8 +8,30 @@ from __future__ import annotations
 import numpy as np
 
 from semlens_audit.scores import EPSILON, ProbeSet, gram, same_origin, unit
+from semlens_audit.statistics import student_factor
+from semlens_audit.units import all_different, spread_factor
 
-__all__ = ["resampled_alignment", "resampled_clarity"]
+__all__ = ["reference_factor", "resampled_alignment", "resampled_clarity"]
+
+
+def reference_factor(counts: np.ndarray, confidence: float) -> np.ndarray:
+    """What deviations under resampled reference samples are multiplied by, so that intervals are as wide as their number asks for.
+
+    A handful of reference samples says little of its own scatter: Student's t in place of the normal distribution.
+
+    Parameters
+    ----------
+    counts
+        (K,) independent reference samples.
+    confidence
+        Level of the interval, in (0, 1).
+
+    Returns
+    -------
+    numpy.ndarray
+        (K,) float64, at least 1.
+    """
+    return spread_factor(counts) * np.array([student_factor(count - 1.0, confidence) for count in counts])
 
 
 def _group_dots(embeddings: np.ndarray, probes: ProbeSet, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +94,7 @@ def resampled_clarity(embeddings: np.ndarray, weights: np.ndarray, units: np.nda
     weights = weights.astype(np.float64, copy=False)
     inner = gram(embeddings)
     total = np.einsum("kbm,kbm->kb", np.matmul(weights, inner), weights)
-    if units is None or _all_different(units):
+    if units is None or all_different(units):
         square = (weights**2).sum(axis=-1)
         own = np.einsum("kbm,km->kb", weights**2, np.einsum("kmm->km", inner))
     else:
@@ -81,8 +103,3 @@ def resampled_clarity(embeddings: np.ndarray, weights: np.ndarray, units: np.nda
         own = np.einsum("kbm,kbm->kb", np.matmul(weights, inner * same), weights)
     # What rounding leaves of a single unit's weight is no pair.
     return np.where(1.0 - square > 1e-9, (total - own) / np.maximum(1.0 - square, EPSILON), 0.0)
-
-
-def _all_different(units: np.ndarray) -> bool:
-    ordered = np.sort(units, axis=1)
-    return not bool((ordered[:, 1:] == ordered[:, :-1]).any())

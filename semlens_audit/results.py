@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from semlens_audit import engine, exports, paths, release, report, run_log, waivers
+from semlens_audit import component_history, component_sheet, engine, exports, paths, release, report, run_log, waivers
 from semlens_audit.errors import AuditError, ExitCode, IntegrityError, Problem, UsageError
 from semlens_audit.execution import Execution
 from semlens_audit.plan import AuditPlan
@@ -35,12 +35,15 @@ class Terms:
         Date on which waivers are judged; ``None``: the day on which the audit ran.
     baseline
         Earlier record (``results.json`` or the PDF of a report) to compare with.
+    components
+        What `compare --json` wrote of the baseline's audit and this one, for the report's section on the change.
     """
 
     policy: Policy = field(default_factory=Policy)
     waivers: Path | None = None
     today: date | None = None
     baseline: Path | None = None
+    components: tuple[Path, ...] = ()
 
     def options(self) -> list[str]:
         """The command line's options that mean the same."""
@@ -55,6 +58,8 @@ class Terms:
             given += ["--today", self.today.isoformat()]
         if self.baseline is not None:
             given += ["--baseline", str(self.baseline)]
+        for path in self.components:
+            given += ["--components", str(path)]
         return given
 
 
@@ -135,7 +140,7 @@ def carry_out(
     """
     terms = terms or Terms()
     declared = waivers.find(plan.audit_file, terms.waivers)
-    baseline = read_any(terms.baseline) if terms.baseline is not None else None
+    baseline, sheets = _earlier(terms)
     command = ["semlens-audit", "run", plan.audit_file, *(["--allow-code"] if allow_code else [])]
     if qualification is not None:
         command += ["--qualification", str(qualification)]
@@ -145,12 +150,50 @@ def carry_out(
     found = engine.run(
         plan, allow_code=allow_code, progress=progress, command=shlex.join(command), locked=locked, execution=execution
     )
-    record = release.complete(found, policy=terms.policy, declared=declared, baseline=baseline, today=terms.today)
+    changes, notices = _components(baseline, found, sheets, plan, progress, execution)
+    record = release.complete(
+        found, policy=terms.policy, declared=declared, baseline=baseline, components=changes, today=terms.today
+    )
 
     def written() -> None:
         run_log.written(paths.store_path(plan), plan.audit.audit, engine.record_digest(record), int(record.exit_code))
 
-    return leave(record, folder(plan, out), pdf=pdf, notices=declared.problems if declared else (), written=written)
+    notices = (*(declared.problems if declared else ()), *notices)
+    return leave(record, folder(plan, out), pdf=pdf, notices=notices, written=written)
+
+
+def _earlier(terms: Terms) -> tuple[AuditRecord | None, tuple[component_sheet.Sheet, ...]]:
+    """The baseline and what was handed over with it, read before anything is measured."""
+    if terms.baseline is None and terms.components:
+        raise UsageError(
+            "no-baseline", "A comparison of components belongs to a baseline.", "Name its record too: --baseline RESULTS.json."
+        )
+    baseline = read_any(terms.baseline) if terms.baseline is not None else None
+    return baseline, tuple(map(component_sheet.read_sheet, terms.components))
+
+
+def _components(
+    baseline: AuditRecord | None,
+    record: AuditRecord,
+    sheets: Sequence[component_sheet.Sheet],
+    plan: AuditPlan,
+    progress: Progress,
+    execution: Execution | None,
+) -> tuple[component_sheet.Changes | None, tuple[Problem, ...]]:
+    """What became of the components: as it was handed over, else from the store where that holds the baseline's index too."""
+    if baseline is None:
+        return None, ()
+    if sheets:
+        return _handed_over(baseline, record, sheets), ()
+    return component_history.since(baseline, record, plan, progress, execution.max_memory if execution else None)
+
+
+def _handed_over(
+    baseline: AuditRecord, record: AuditRecord, sheets: Sequence[component_sheet.Sheet]
+) -> component_sheet.Changes | None:
+    for sheet in sheets:
+        component_sheet.held_against(sheet, baseline, record)
+    return component_sheet.condense(sheets) if sheets else None
 
 
 def decide(record: AuditRecord, terms: Terms) -> tuple[AuditRecord, tuple[Problem, ...]]:
@@ -168,7 +211,7 @@ def decide(record: AuditRecord, terms: Terms) -> tuple[AuditRecord, tuple[Proble
     WaiverError
         The waivers file cannot be read.
     UsageError
-        The baseline cannot be read.
+        The baseline or a comparison of components cannot be read, or the comparison is not of these records.
     IntegrityError
         The record or the baseline was damaged, or the record contradicts itself.
     """
@@ -179,8 +222,11 @@ def decide(record: AuditRecord, terms: Terms) -> tuple[AuditRecord, tuple[Proble
         declared = waivers.read(terms.waivers)
     elif document is not None:
         declared = waivers.parse(document.text.encode("utf-8"), document.name)
-    baseline = read_any(terms.baseline) if terms.baseline is not None else None
-    decided = release.complete(record, policy=terms.policy, declared=declared, baseline=baseline, today=terms.today)
+    baseline, sheets = _earlier(terms)
+    changes = _handed_over(baseline, record, sheets) if baseline is not None else None
+    decided = release.complete(
+        record, policy=terms.policy, declared=declared, baseline=baseline, components=changes, today=terms.today
+    )
     return decided, declared.problems if declared else ()
 
 

@@ -70,6 +70,8 @@ class _Variant:
     layer: str | None = None
     probes: bool = False
     """Whether the definitions of the concepts change, so that presence and recognition are measured anew."""
+    crops: bool = False
+    """Whether other reference crops are looked at; what rests on nothing else is as declared where they are not."""
 
 
 def at_layer(plan: AuditPlan, layer: str) -> AuditPlan:
@@ -131,6 +133,8 @@ def _measure(variant: _Variant, quantities: Sequence[Quantity], measured: Measur
             missed = _unrecognised(plan, evidence, measured, presence)
             found |= effect_quantities(quantities, effects, missed)
         asked = checks.quantities(plan) if variant.layer else quantities
+        if not variant.crops:
+            asked = [quantity for quantity in asked if quantity.kind not in checks.CROPS]
         known = measured.unrecognised if missed is None else missed
         found |= measure_layers(plan, evidence, asked, known, flows=flows)[2]
     except AuditError as error:
@@ -158,6 +162,7 @@ def _variants(plan: AuditPlan, evidence: Evidence) -> Iterator[_Variant | Scenar
             at_layer(plan, layer.layer),
             replace(evidence, layers=(layer,)),
             layer=layer.layer,
+            crops=True,
         )
     declared = plan.audit.measurement.significance
     for factor in (1 - _SIXTH, 1 + _SIXTH):
@@ -177,7 +182,7 @@ def _reference_samples(plan: AuditPlan, evidence: Evidence) -> Iterator[_Variant
     def variant(sources: Sequence[LayerEvidence], m: int) -> _Variant:
         layers = tuple(FirstReferences(source, m) for source in sources)
         return _Variant(
-            "reference samples", words.format(m=m), _with(plan, reference_samples=m), replace(evidence, layers=layers)
+            "reference samples", words.format(m=m), _with(plan, reference_samples=m), replace(evidence, layers=layers), crops=True
         )
 
     words, less, more = (

@@ -27,13 +27,15 @@ _RULES: dict[str, tuple[str, tuple[str, float, float]]] = {
     "concept_not_used": ("at_most", _SHARE),
     "behavioural_effect": ("at_most", ("an effect in logits", 0.0, float("inf"))),
     "clarity": ("at_least", ("a cosine", -1.0, 1.0)),
+    "polysemanticity": ("at_most", ("1 minus a cosine of 0 or more", 0.0, 1.0)),
+    "redundancy": ("at_most", ("a cosine", -1.0, 1.0)),
     "subgroup_gap": ("at_most", _DIFFERENCE),
     "concept_presence": ("at_most", _DIFFERENCE),
     "pair_effect": ("at_most", ("an effect in logits", 0.0, float("inf"))),
 }
 """kind -> the bound it takes and (what the quantity is, least value, greatest value)."""
 _NEEDS_CONCEPTS = {"concept_used", "concept_not_used", "behavioural_effect", "pair_effect"}
-_WITHOUT_CONCEPTS = {"clarity", "unexplained_relevance"}
+_WITHOUT_CONCEPTS = {"clarity", "polysemanticity", "redundancy", "unexplained_relevance"}
 _ROLES_OF: dict[str, tuple[str, ...]] = {
     "spurious_reliance": ("spurious",),
     "valid_reliance": ("valid",),

@@ -34,8 +34,8 @@ _MODEL = (
 )  # fmt: skip
 _FORWARD = ("inference.py", "precision.py")
 _MEANING = (
-    "arithmetic.py", "foundation.py", "images.py", "inference.py", "networks.py", "open_clip_models.py", "regions.py", "subject.py",
-    "weights.py",
+    "arithmetic.py", "foundation.py", "image_parts.py", "images.py", "inference.py", "networks.py", "open_clip_models.py", "regions.py",
+    "subject.py", "weights.py",
 )  # fmt: skip
 _ATTRIBUTION = ("attribution*.py", "components.py", "cropping.py", "layouts.py", "lrp*.py")
 

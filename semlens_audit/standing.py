@@ -27,7 +27,7 @@ _PRESENTED = {"gallery", "records"}
 _STAGES = (
     "arithmetic", "attribution", "attribution_choice", "attribution_maps", "attribution_pass", "clip_classifier",
     "components", "contrast", "contrast_pass",
-    "cropping", "crops", "data", "exported", "foundation", "images", "index", "inference", "layouts", "lrp",
+    "cropping", "crops", "data", "exported", "foundation", "image_parts", "images", "index", "inference", "layouts", "lrp",
     "lrp_conditional", "lrp_modes", "lrp_pulls", "lrp_rules", "networks", "open_clip_models", "passes", "precision", "prefetch",
     "probe_texts", "reading", "regions", "selection", "stages", "subject", "vectors", "verdict", "views", "weights",
 )  # fmt: skip
@@ -134,7 +134,7 @@ def differences(
     if kind in qualified.layers and len(layers) != len(qualified.layers[kind]):
         found.append(f"{count(len(layers), 'audited layer')} instead of {len(qualified.layers[kind])}")
     found += [f"{layer} is the latents of a sparse autoencoder" for layer in layers if autoencoder_of(plan.audit, layer)]
-    found += [f"{layer} holds virtual neurons" for layer in layers if virtual_of(plan.audit, layer)]
+    found += [f"virtual neurons in {layer}" for layer in layers if virtual_of(plan.audit, layer)]
     own, default = shared_settings(settings), shared_settings(MeasurementSettings())
     for name, value in own.items():
         # A setting that is younger than the qualification was at its default then.

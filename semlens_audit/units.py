@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["UnitWeights", "count_units", "effective_units", "reference_weights", "spread_factor", "worth"]
+__all__ = ["UnitWeights", "all_different", "count_units", "effective_units", "normalised", "reference_weights", "spread_factor", "worth"]
 
 _HELD = 1 << 24
 """Weights that are kept once made, 64 MB; the others are made again, alike."""
@@ -72,6 +72,12 @@ class UnitWeights:
         return row
 
 
+def all_different(units: np.ndarray) -> bool:
+    """Whether no row of (K, m) holds a unit twice."""
+    ordered = np.sort(units, axis=1)
+    return not bool((ordered[:, 1:] == ordered[:, :-1]).any())
+
+
 def count_units(groups: np.ndarray) -> int:
     """Number of different units."""
     return int(np.unique(groups).size)
@@ -130,7 +136,11 @@ def reference_weights(weights: UnitWeights, units: np.ndarray, present: np.ndarr
     numpy.ndarray
         (K, B, m) float32, each row adds up to 1 where the component has a reference sample, else 0.
     """
-    chosen = weights.of(np.where(present, units, 0))
+    return normalised(weights.of(np.where(present, units, 0)), present)
+
+
+def normalised(chosen: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Weights of units as weights of reference samples; `chosen` (K, m, B) is changed in place, see `reference_weights`."""
     chosen *= present[..., None]
     chosen /= np.maximum(chosen.sum(axis=1, keepdims=True), 1e-12)
     return chosen.transpose(0, 2, 1)

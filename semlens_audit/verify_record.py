@@ -224,7 +224,7 @@ def _formed(finding: Finding, plan: AuditPlan) -> bool:
         return False
     if own.value is None or own.interval is None:
         return own.interval is None
-    low, high = {"share": (0.0, 1.0), "logits": (-inf, inf)}.get(own.unit, (-1.0, 1.0))
+    low, high = {"share": (0.0, 1.0), "logits": (-inf, inf), "cosine": kind.range}.get(own.unit, (-1.0, 1.0))
     inside = all(low - _ROUNDING <= value <= high + _ROUNDING for value in (own.value, own.interval.low, own.interval.high))
     return inside and own.n > 0 and abs(own.interval.level - plan.audit.measurement.confidence) < _ROUNDING
 
@@ -262,7 +262,7 @@ def _beside(record: AuditRecord, finding: Finding) -> Any:
 
     `_UNTOLD` where those records hold no quantity of the same definition.
     """
-    if finding.layer is None or finding.kind == "clarity":
+    if finding.layer is None or finding.kind in checks.CROPS:
         return _UNTOLD
     place = next((c for c in record.class_layers if (c.class_name, c.layer) == (finding.class_name, finding.layer)), None)
     if place is None:
@@ -339,6 +339,6 @@ def _images(record: AuditRecord, plan: AuditPlan) -> str:
         for place in record.class_layers
         for component in place.components
         for reference in component.references
-        for key in (reference.crop, reference.overlay)
+        for key in reference.keys
     }
     return _listed(wrong + [key[:16] for key in sorted(shown - record.images.keys())], "Images that are not there or differ")

@@ -43,8 +43,10 @@ class SplitComponent(_Said):
         Samples in either cluster of circuits.
     clarity, clarity_split
         Of its reference samples together, and the mean over the two clusters weighted by their samples.
-    apart
-        1 - cosine of the mean embeddings of the two clusters, 0 to 1.
+    silhouette
+        Mean silhouette width of the clusters of circuits, -1 to 1.
+    separation
+        How far apart the clusters are in the eyes of the foundation model, see `semlens_audit.splitting.division.separation`.
     p
         Of the permutation test, adjusted over all components that were looked at.
     """
@@ -54,7 +56,8 @@ class SplitComponent(_Said):
     sizes: tuple[int, int]
     clarity: float
     clarity_split: float
-    apart: float
+    silhouette: float
+    separation: float
     p: float
 
 
@@ -77,7 +80,7 @@ class Splitting(_Said):
         SHA-256 of the manifest of the images.
     foundation
         SHA-256 of the foundation model that polysemanticity and clarity were measured with.
-    polysemanticity, references, smallest, level, at_most, seed
+    polysemanticity, references, smallest, level, silhouette, separation, at_most, seed
         Settings, see `semlens_audit.splitting.fit.Settings`.
     looked_at
         Components whose circuits were computed.
@@ -101,6 +104,8 @@ class Splitting(_Said):
     references: int
     smallest: int
     level: float
+    silhouette: float
+    separation: float
     at_most: int
     seed: int
     looked_at: int

@@ -56,6 +56,8 @@ KINDS: dict[CheckKind, str] = {
     "concept_not_used": "Reliance on a concept that must not be used",
     "behavioural_effect": "Effect of a concept's presence on the decision",
     "clarity": "Clarity of the layer's components",
+    "polysemanticity": "Polysemanticity of the layer's components",
+    "redundancy": "Redundancy of the layer's components",
     "subgroup_gap": "Difference in recall between samples with and without a concept",
     "concept_presence": "Difference in a concept's frequency between the class and all others",
     "pair_effect": "Effect of a concept on the decision in counterfactual pairs",

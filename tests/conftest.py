@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,20 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests import distribution
+
+    return distribution.scheduler(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        from tests import distribution
+
+        distribution.order(items)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of the real test data; skips where it is not on this machine."""
@@ -40,6 +54,17 @@ def shared_data() -> Path:
     if not (path / "models").is_dir():
         pytest.skip(f"real test data is not on this machine ({path}); set SEMLENS_AUDIT_TESTDATA")
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules of small networks, which lose more by waiting for a second thread than they gain."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 PlanFactory = Callable[..., AuditPlan]

@@ -16,10 +16,26 @@ from semlens_audit.foreign_layers import ForeignLayer
 from semlens_audit.stages import THUMBNAILS
 from semlens_audit.vectors import crop_vectors
 
-__all__ = ["PICTURES", "CardReference", "ComponentCard", "card", "clarity", "component_named", "foreign_card"]
+__all__ = ["PICTURES", "CardContrast", "CardReference", "ComponentCard", "card", "clarity", "component_named", "foreign_card"]
 
 PICTURES = 6
 """Reference samples that a card shows unless asked for fewer or, up to as many as have pictures, for more."""
+
+
+@dataclass(frozen=True)
+class CardContrast:
+    """The contrastive crop of a reference sample, with its picture.
+
+    Parameters
+    ----------
+    sample
+        Path of the sample that it was taken from, relative to the data's root.
+    crop
+        JPEG bytes.
+    """
+
+    sample: str
+    crop: bytes
 
 
 @dataclass(frozen=True)
@@ -34,12 +50,15 @@ class CardReference:
         Pooled activation, or relevance where that is what reference samples were chosen by.
     crop, overlay
         JPEG bytes: the part that drives the component, and the whole input with the component's heatmap and the box.
+    contrastive
+        What its concept embedding takes away from the crop; see `semlens_audit.atlas.rows.Reference`.
     """
 
     sample: str
     activation: float
     crop: bytes
     overlay: bytes
+    contrastive: CardContrast | None = None
 
 
 @dataclass(frozen=True)
@@ -126,11 +145,13 @@ def card(
     source = atlas.layers[layer]
     shown = min(references, THUMBNAILS)
     chosen = np.flatnonzero(source.reference_ids[component] >= 0)[:shown].tolist()
+    contrasts = _contrasts(atlas, layer, component, chosen)
     pictures = tuple(
         CardReference(
             atlas.evidence.paths[int(source.reference_ids[component, rank])],
             float(source.activations[component, rank]),
             *atlas.thumbnail(layer, component, rank),
+            contrasts.get(rank),
         )
         for rank in chosen
     )
@@ -148,6 +169,12 @@ def card(
         facts=tuple(facts),
         origin=origin(atlas.plan, layer, component),
     )
+
+
+def _contrasts(atlas: Atlas, layer: str, component: int, ranks: Sequence[int]) -> dict[int, CardContrast]:
+    known = atlas.look_alikes
+    found = {} if known is None else known.of(layer, component)
+    return {rank: CardContrast(found[rank].sample, known.picture(found[rank])) for rank in ranks if known and rank in found}
 
 
 def foreign_card(

@@ -184,6 +184,8 @@ def _described(atlas: Atlas, layer: str, side: Held) -> ComparedLayer:
         reference_samples=atlas.plan.audit.measurement.reference_samples,
         samples=len(atlas.evidence.paths),
         data_sha256=atlas.data.sha256,
+        foundation_sha256=str(atlas.evidence.foundation["sha256"]),
+        stages={name: key for name, key in atlas.keys.items() if ":" not in name or name.endswith(f":{layer}")},
     )
 
 

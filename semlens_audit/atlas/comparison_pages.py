@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from semlens_audit.atlas import comparison_words as words
 from semlens_audit.atlas.cards import ComponentCard, card
 from semlens_audit.atlas.compared import Comparison, LayerComparison, Pair, Side, Single
-from semlens_audit.atlas.comparison_words import (
-    between,
-    by_change,
-    cosine,
-    ordered,
-    percent,
-    points,
-    sentences,
-    side_name,
-    similarity_rows,
-    state_rows,
-)
 from semlens_audit.atlas.measure_figures import Dot, DotRow, PairPoint, Span, dots, pair_plot
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.pages import longest_share, render_page, sources
+from semlens_audit.atlas.telling import kinds
 from semlens_audit.figures import SCREEN, Figure
 from semlens_audit.pages import Fact, Table
 from semlens_audit.wording import count, format_number
@@ -103,16 +93,16 @@ def comparison_page(first: Atlas, second: Atlas, found: Comparison, *, top: int 
 
 
 def _section(first: Atlas, second: Atlas, found: LayerComparison, top: int) -> _Section:
-    names = (side_name(found, "first"), side_name(found, "second"))
+    names = (words.side_name(found, "first"), words.side_name(found, "second"))
     figure = table = None
     if found.concept_shares:
         labels = {concept.id: concept.label for concept in first.plan.spec.concepts}
         rows = [
             DotRow(labels.get(row.concept or "", "unexplained"), (Dot(row.first, filled=False, colour="soft"), Dot(row.second)))
-            for row in by_change(found)
+            for row in words.by_change(found)
         ]
         alt = f"Share of the relevance for {found.class_name} by concept in {names[0]} and {names[1]}: " + "; ".join(
-            f"{labels.get(row.concept or '', 'unexplained')} {percent(row.first.value)} and {percent(row.second.value)}"
+            f"{labels.get(row.concept or '', 'unexplained')} {words.percent(row.first.value)} and {words.percent(row.second.value)}"
             for row in found.concept_shares
         )
         ends = [side.interval.high for row in found.concept_shares for side in (row.first, row.second) if side.interval is not None]
@@ -123,29 +113,29 @@ def _section(first: Atlas, second: Atlas, found: LayerComparison, top: int) -> _
             rows=tuple(
                 (
                     labels.get(row.concept or "", "unexplained"),
-                    between(row.first),
-                    between(row.second),
-                    points(row.change),
+                    words.between(row.first),
+                    words.between(row.second),
+                    words.points(row.change),
                     "yes" if row.changed else "no",
                 )
-                for row in by_change(found)
+                for row in words.by_change(found)
             ),
         )
     return _Section(
         title=f"{found.first.layer} of {found.first.audit} and {found.second.layer} of {found.second.audit}",
-        sentences=tuple(sentences(found)),
+        sentences=tuple(words.sentences(found)),
         concepts=figure,
         concept_table=table,
         states=Table(
             caption="What became of the components",
             head=("Side", "State", "Components", "Relevance"),
-            rows=tuple(state_rows(found)),
+            rows=tuple(words.state_rows(found)),
             numeric=(2,),
         ),
         similarities=Table(
             caption="Set similarity: mean cosine with the most similar component of the other side",
             head=("Components of", "Seen", "Weighted", "Value, interval", "Other components", "Random sets"),
-            rows=tuple(similarity_rows(found)),
+            rows=tuple(words.similarity_rows(found)),
             numeric=(5,),
         ),
         plot=_plot(second, found, names),
@@ -172,22 +162,18 @@ def _plot(second: Atlas, found: LayerComparison, names: tuple[str, str]) -> Figu
 
 def _groups(first: Atlas, second: Atlas, found: LayerComparison, top: int) -> list[_Group]:
     out = []
-    for state, title, lead in (
-        ("learned", "Learned", "Only the second side has components like these."),
-        ("lost", "Lost", "Only the first side has components like these."),
+    every = kinds(found)
+    for title, lead, members in (
+        ("Learned", "Only the second side has components like these.", every.learned),
+        ("Lost", "Only the first side has components like these.", every.lost),
     ):
-        members = ordered([one for one in found.singles if one.state == state])
         cards = tuple(_single_card(second if one.side == "second" else first, found, one) for one in members[:top])
         if members:
             out.append(_Group(title, lead, cards, (), _more(len(members) - top, "component")))
-    shifted = sorted((pair for pair in found.pairs if pair.shifted), key=lambda pair: -(pair.second_share or 0.0))
-    kept = [pair for pair in found.pairs if not pair.shifted]
-    changed = sorted((pair for pair in kept if pair.changed), key=lambda pair: -abs((pair.change and pair.change.value) or 0.0))
-    same = sorted((pair for pair in kept if not pair.changed), key=lambda pair: -(pair.second_share or 0.0))
     for title, lead, pairs in (
-        ("Counted for another concept", "Similar beyond chance, but each side is counted for something else.", shifted),
-        ("Changed in relevance", "The same meaning with another weight in the decision.", changed),
-        ("Unchanged", "The same meaning with the same weight.", same),
+        ("Counted for another concept", "Similar beyond chance, but each side is counted for something else.", every.became),
+        ("Changed in relevance", "The same meaning with another weight in the decision.", every.moved),
+        ("Unchanged", "The same meaning with the same weight.", every.same),
     ):
         views = tuple(_pair_view(first, second, found, pair) for pair in pairs[:top])
         if pairs:
@@ -201,14 +187,14 @@ def _more(number: int, noun: str) -> str:
 
 def _named(made: ComponentCard, found: LayerComparison, side: Side) -> ComponentCard:
     """The card with its side, which also keeps anchors apart."""
-    return replace(made, index=side_name(found, side) if found.first.audit != found.second.audit else side)
+    return replace(made, index=words.side_name(found, side) if found.first.audit != found.second.audit else side)
 
 
 def _single_card(atlas: Atlas, found: LayerComparison, one: Single) -> ComponentCard:
     layer = found.second.layer if one.side == "second" else found.first.layer
     facts = [("counted for", one.concept)] if one.concept is not None else []
     if one.nearest is not None:
-        facts.append((f"nearest on the other side: component {one.nearest} at", cosine(one.similarity, one.interval)))
+        facts.append((f"nearest on the other side: component {one.nearest} at", words.cosine(one.similarity, one.interval)))
     if one.level is not None:
         facts.append(("random sets reach", format_number(one.level, 2)))
     made = card(atlas, layer, one.component, facts=facts, references=6)
@@ -216,11 +202,12 @@ def _single_card(atlas: Atlas, found: LayerComparison, one: Single) -> Component
 
 
 def _pair_view(first: Atlas, second: Atlas, found: LayerComparison, pair: Pair) -> _PairView:
-    said = f"Similarity {cosine(pair.similarity, pair.interval)}"
+    said = f"Similarity {words.cosine(pair.similarity, pair.interval)}"
     if pair.shifted:
         said += f"; counted for {pair.first_concept or 'no concept'} in the first, for {pair.second_concept or 'no concept'} in the second"
     if pair.change is not None:
-        said += f"; relevance for {found.class_name} {points(pair.change)} percentage points{'' if pair.changed else ', within noise'}"
+        said += f"; relevance for {found.class_name} {words.points(pair.change)} percentage points"
+        said += "" if pair.changed else ", within noise"
     one = _named(card(first, found.first.layer, pair.first, references=_PICTURES), found, "first")
     other = _named(card(second, found.second.layer, pair.second, references=_PICTURES), found, "second")
     return _PairView(f"{said}.", one, other)

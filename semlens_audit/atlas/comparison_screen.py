@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from semlens_audit.atlas import comparison_words as words
 from semlens_audit.atlas.compared import Comparison, LayerComparison
-from semlens_audit.atlas.comparison_words import (
-    between,
-    by_change,
-    cosine,
-    ordered,
-    percent,
-    points,
-    sentences,
-    side_name,
-    similarity_rows,
-    state_rows,
-)
 from semlens_audit.terminal import Text
 from semlens_audit.wording import count, format_number
 
@@ -52,7 +41,7 @@ def print_measures(table: MeasureTable, *, files: Sequence[str] = (), console: C
             row.layer,
             row.quantity,
             "count" if row.weighting is None else f"relevance, {row.weighting}",
-            found.not_measured or cosine(found.value, found.interval),
+            found.not_measured or words.cosine(found.value, found.interval),
             "–" if wide is None else f"{format_number(wide.low, 2)} to {format_number(wide.high, 2)}",
             "–" if row.chance is None else format_number(row.chance, 2),
             f"{found.n:,} of {row.components:,}" + (f", {row.dead:,} dead" if row.dead else ""),
@@ -78,20 +67,26 @@ def print_comparison(found: Comparison, *, top: int, files: Sequence[str] = (), 
     """
     console = console or Console(highlight=False)
     for layer in found.layers:
-        first, second = side_name(layer, "first"), side_name(layer, "second")
+        first, second = words.side_name(layer, "first"), words.side_name(layer, "second")
         title = f"{layer.first.layer} of {layer.first.audit} against {layer.second.layer} of {layer.second.audit}"
         console.print(Text(title, style="bold"))
-        for sentence in sentences(layer):
+        for sentence in words.sentences(layer):
             console.print(Text(sentence))
         console.print()
-        console.print(_table(["set similarity", "seen", "components", "value", "other components", "chance"], similarity_rows(layer)))
+        console.print(_table(["set similarity", "seen", "components", "value", "other components", "chance"], words.similarity_rows(layer)))
         console.print()
         states = ["layer", "state", "components", "relevance"]
-        console.print(_table(states, state_rows(layer), numeric=("components",), unless=layer.class_name))
+        console.print(_table(states, words.state_rows(layer), numeric=("components",), unless=layer.class_name))
         if layer.concept_shares:
             rows = [
-                ("●" if row.changed else "", row.concept or "unexplained", between(row.first), between(row.second), points(row.change))
-                for row in by_change(layer)
+                (
+                    "●" if row.changed else "",
+                    row.concept or "unexplained",
+                    words.between(row.first),
+                    words.between(row.second),
+                    words.points(row.change),
+                )
+                for row in words.by_change(layer)
             ]
             console.print()
             console.print(_table(["", "concept", first, second, "change, points"], rows))
@@ -102,14 +97,14 @@ def print_comparison(found: Comparison, *, top: int, files: Sequence[str] = (), 
 
 def _lists(console: Console, layer: LayerComparison, top: int) -> None:
     for state in ("learned", "lost", "open"):
-        members = ordered([one for one in layer.singles if one.state == state])
+        members = words.ordered([one for one in layer.singles if one.state == state])
         if members:
             rows = [
                 (
-                    f"{side_name(layer, one.side)} {one.component}",
+                    f"{words.side_name(layer, one.side)} {one.component}",
                     one.concept or "–",
-                    percent(one.share),
-                    cosine(one.similarity, one.interval),
+                    words.percent(one.share),
+                    words.cosine(one.similarity, one.interval),
                     "–" if one.level is None else format_number(one.level, 2),
                     one.reason,
                 )
@@ -124,10 +119,10 @@ def _lists(console: Console, layer: LayerComparison, top: int) -> None:
         cells = [
             (
                 f"{one.first} – {one.second}",
-                cosine(one.similarity, one.interval),
+                words.cosine(one.similarity, one.interval),
                 f"{one.first_concept or '–'} → {one.second_concept or '–'}" if one.shifted else one.second_concept or "–",
-                f"{percent(one.first_share)} → {percent(one.second_share)}",
-                points(one.change) + ("" if one.changed else ", noise"),
+                f"{words.percent(one.first_share)} → {words.percent(one.second_share)}",
+                words.points(one.change) + ("" if one.changed else ", noise"),
             )
             for one in pairs[:top]
         ]

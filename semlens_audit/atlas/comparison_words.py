@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from semlens_audit.atlas.compared import ConceptShare, LayerComparison, SetSimilarity, Side, Single, State
+from semlens_audit.component_changes import LayerChanges
 from semlens_audit.measured import Interval, Measurement
 from semlens_audit.wording import count, format_number, join
 
@@ -24,7 +25,7 @@ STATE_WORDS: dict[State, str] = {
 }
 
 
-def side_name(found: LayerComparison, side: Side) -> str:
+def side_name(found: LayerComparison | LayerChanges, side: Side) -> str:
     """``phantom-clean``, or the layer where both sides are of one audit; both where audits differ and layers too."""
     own = found.first if side == "first" else found.second
     if found.first.audit == found.second.audit:
@@ -112,12 +113,12 @@ def _apart(found: LayerComparison, state: State) -> list[str]:
     return [f"Only {where} has {count(len(members), f'{state} component')}{relevance}{concepts}."]
 
 
-def similarity_rows(found: LayerComparison) -> list[tuple[str, ...]]:
+def similarity_rows(found: LayerComparison | LayerChanges) -> list[tuple[str, ...]]:
     """Cells: direction, seen from, weighting, value with interval, the wider interval, chance."""
     return [_similarity(found, row) for row in found.similarities]
 
 
-def _similarity(found: LayerComparison, row: SetSimilarity) -> tuple[str, ...]:
+def _similarity(found: LayerComparison | LayerChanges, row: SetSimilarity) -> tuple[str, ...]:
     other: Side = "second" if row.of == "first" else "first"
     value = row.measurement
     return (
@@ -130,12 +131,12 @@ def _similarity(found: LayerComparison, row: SetSimilarity) -> tuple[str, ...]:
     )
 
 
-def state_rows(found: LayerComparison) -> list[tuple[str, ...]]:
+def state_rows(found: LayerComparison | LayerChanges) -> list[tuple[str, ...]]:
     """Cells: side, state, components, share of relevance."""
     return [(side_name(found, row.side), STATE_WORDS[row.state], f"{row.components:,}", between(row.share)) for row in found.shares]
 
 
-def by_change(found: LayerComparison) -> list[ConceptShare]:
+def by_change(found: LayerComparison | LayerChanges) -> list[ConceptShare]:
     """Concepts whose relevance moved beyond noise first, the largest change first."""
     return sorted(found.concept_shares, key=lambda row: (not row.changed, -abs(row.change.value or 0.0)))
 

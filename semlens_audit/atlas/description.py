@@ -20,7 +20,7 @@ from semlens_audit import scores
 from semlens_audit.atlas.labels import Label, best_label, label_components
 from semlens_audit.atlas.likeness import alike, clear_components, likeness
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.rows import Reference
+from semlens_audit.atlas.rows import Reference, references
 from semlens_audit.component_search import cache_folder, when_finished
 from semlens_audit.digest import digest, digest_array
 from semlens_audit.errors import UsageError
@@ -43,7 +43,6 @@ MOST = 4096
 """Most components of a layer that are grouped."""
 
 _MILESTONES = (0.5, 0.8, 0.95)
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -286,7 +285,7 @@ def _layer(
             bool(clear[place]),
             concepts.get(int(k)),
             labels.get(int(k)),
-            _references(atlas, layer, int(k)),
+            references(atlas, layer, int(k)),
         )
         for place, k in enumerate(grouped)
     )
@@ -302,19 +301,6 @@ def _layer(
         unexplained=_unexplained(record, layer, class_name),
         groups=_groups(atlas, layer, class_name, described, signs, likeness),
         described=described,
-    )
-
-
-def _references(atlas: Atlas, layer: str, component: int) -> tuple[Reference, ...]:
-    source, paths = atlas.layers[layer], atlas.evidence.paths
-    ids = source.reference_ids[component]
-    return tuple(
-        Reference(
-            paths[int(ids[rank])],
-            float(source.activations[component, rank]),
-            tuple(int(value) for value in source.boxes[component, rank]),  # type: ignore[arg-type]
-        )
-        for rank in np.flatnonzero(ids >= 0)[:_SHOWN]
     )
 
 

@@ -21,7 +21,7 @@ from semlens_audit.component_search import cache_folder
 from semlens_audit.digest import digest, digest_file
 from semlens_audit.errors import DataError, StoreError, SubjectError
 from semlens_audit.foundation import VERSION, has_text_tower
-from semlens_audit.images import read_image
+from semlens_audit.image_parts import image_part
 from semlens_audit.probe_texts import prompts
 from semlens_audit.progress import Progress, SilentProgress
 
@@ -198,18 +198,10 @@ class _PictureProbes:
 
 
 def _picture(example: WordExample) -> Image.Image:
-    image = read_image(example.image)
-    if example.box is None:
-        return image
-    if example.box[2] > image.width or example.box[3] > image.height:
-        raise DataError(
-            "box-outside-image",
-            f"The box {list(example.box)} is not inside {example.image.name}, which has {image.width} x {image.height} pixels.",
-            "Mend the box: x0, y0, x1, y1 in pixels.",
-            file=example.file or str(example.image),
-            line=example.line or None,
-        )
-    return image.crop(example.box)
+    return image_part(
+        example.image, example.box, name=example.image.name, hint="Mend the box: x0, y0, x1, y1 in pixels.",
+        file=example.file or None, line=example.line or None,
+    )  # fmt: skip
 
 
 def _kept(

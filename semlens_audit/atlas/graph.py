@@ -175,26 +175,7 @@ def attribution_graph(
     circuits = _Circuits(atlas, bench, progress or SilentProgress())
     with placed_in_audit(atlas.plan):
         order = circuits.order()
-        position = list(atlas.plan.spec.classes).index(class_name)
-        share = {layer: atlas.shares(layer)[position] for layer in order}
-        last = order[-1]
-        chosen = {last: _most_relevant(atlas, last, share[last], top)}
-        weight = {k: float(share[last][k]) for k in chosen[last]}
-        nodes: dict[str, tuple[Node, ...]] = {}
-        edges: dict[str, tuple[Edge, ...]] = {}
-        for earlier, later in zip(order[-2::-1], order[:0:-1], strict=True):
-            found = circuits.between(earlier, later, chosen[later])
-            kept = {k: edges_of(atlas, later, k, raw, feeders) for k, raw in found.items()}
-            inflow = _inflow([edge for some, _ in kept.values() for edge in some], weight)
-            names = sorted(inflow, key=lambda j: (-inflow[j], j))[:most]
-            edges[later] = tuple(edge for some, _ in kept.values() for edge in some if edge.earlier in names)
-            shown = {k: sum(abs(edge.share) for edge in edges[later] if edge.later == k) for k in kept}
-            nodes[later] = tuple(
-                Node(later, k, float(share[later][k]), *kept[k][1], min(shown[k], 1.0)) for k in chosen[later]
-            )
-            chosen[earlier], weight = names, inflow
-        first = order[0]
-        nodes[first] = tuple(Node(first, j, float(share[first][j])) for j in chosen[first])
+        nodes, edges = _traced(atlas, circuits, order, class_name, top, feeders, most)
     return AttributionGraph(
         class_name,
         tuple(order),
@@ -206,6 +187,33 @@ def attribution_graph(
         feeders,
         circuits.device,
     )
+
+
+def _traced(
+    atlas: Atlas, circuits: _Circuits, order: Sequence[str], class_name: str, top: int, feeders: int, most: int
+) -> tuple[dict[str, tuple[Node, ...]], dict[str, tuple[Edge, ...]]]:
+    """Layer -> components shown, and layer -> edges that lead to them: from the last layer of `order` back to its first."""
+    position = list(atlas.plan.spec.classes).index(class_name)
+    share = {layer: atlas.shares(layer)[position] for layer in order}
+    last = order[-1]
+    chosen = {last: _most_relevant(atlas, last, share[last], top)}
+    weight = {k: float(share[last][k]) for k in chosen[last]}
+    nodes: dict[str, tuple[Node, ...]] = {}
+    edges: dict[str, tuple[Edge, ...]] = {}
+    for earlier, later in zip(order[-2::-1], order[:0:-1], strict=True):
+        found = circuits.between(earlier, later, chosen[later])
+        kept = {k: edges_of(atlas, later, k, raw, feeders) for k, raw in found.items()}
+        inflow = _inflow([edge for some, _ in kept.values() for edge in some], weight)
+        names = sorted(inflow, key=lambda j: (-inflow[j], j))[:most]
+        edges[later] = tuple(edge for some, _ in kept.values() for edge in some if edge.earlier in names)
+        shown = {k: sum(abs(edge.share) for edge in edges[later] if edge.later == k) for k in kept}
+        nodes[later] = tuple(
+            Node(later, k, float(share[later][k]), *kept[k][1], min(shown[k], 1.0)) for k in chosen[later]
+        )
+        chosen[earlier], weight = names, inflow
+    first = order[0]
+    nodes[first] = tuple(Node(first, j, float(share[first][j])) for j in chosen[first])
+    return nodes, edges
 
 
 def _most_relevant(atlas: Atlas, layer: str, share: np.ndarray, top: int) -> list[int]:

@@ -11,10 +11,10 @@ import numpy as np
 
 from semlens_audit.atlas.matching import Chance, beyond_chance, chance_clarity, chance_matches
 from semlens_audit.atlas.meanings import Meanings, draw_weights, recentred
-from semlens_audit.atlas.neighbours import best_match, drawn_matches
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.draws import generator
 from semlens_audit.flow import ClassFlow, Flows
+from semlens_audit.neighbours import best_match, drawn_matches
 from semlens_audit.plan import AuditPlan
 from semlens_audit.resampling import resampled_clarity
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from semlens_audit.atlas.candidates import Candidates
 from semlens_audit.atlas.cards import ComponentCard, card
 from semlens_audit.atlas.labelling import LabelledRow, Labelling
 from semlens_audit.atlas.labels import Label
@@ -85,8 +86,16 @@ def label_page(atlas: Atlas, found: Labelling) -> str:
         sources=(
             *sources(atlas),
             Fact("Vocabulary", f"{found.vocabulary}: {count(found.words, 'word')}, digest {shorten(found.sha256)}"),
+            *_generated(found.candidates),
         ),
     )
+
+
+def _generated(candidates: Candidates | None) -> tuple[Fact, ...]:
+    if candidates is None:
+        return ()
+    asked = f"asked for words for {count(len(candidates.proposals), 'component')}"
+    return (Fact("Candidates", f"{candidates.title}, {asked}, each shown by its first {candidates.shown} reference samples"),)
 
 
 def _view(atlas: Atlas, found: Labelling, each: LabelledRow) -> _RowView:
@@ -94,6 +103,9 @@ def _view(atlas: Atlas, found: Labelling, each: LabelledRow) -> _RowView:
     shown = card(
         atlas, row.layer, row.component, label=NO_LABEL if best is None else best.word, label_note=label_note(each.labels, found.words)
     )
+    proposed = None if found.candidates is None else found.candidates.words_of(row.layer, row.component)
+    if proposed is not None:
+        shown = shown.stating(("proposed", ", ".join(proposed) or "no word"))
     first = each.labels[0] if each.labels else None
     return _RowView(
         shown,

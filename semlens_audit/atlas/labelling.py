@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from semlens_audit.atlas.candidates import Candidates, candidate_values
 from semlens_audit.atlas.embedded_words import embed_words
 from semlens_audit.atlas.labels import Label, best_label, label_components, random_sets
 from semlens_audit.atlas.opening import Atlas, chosen_class, chosen_layers
@@ -21,7 +22,18 @@ from semlens_audit.foundation import has_text_tower
 from semlens_audit.plan import AuditPlan
 from semlens_audit.progress import Progress
 
-__all__ = ["GENERAL", "LabelledLayer", "LabelledRow", "Labelling", "chosen_vocabulary", "csv_text", "first", "label", "values"]
+__all__ = [
+    "GENERAL",
+    "LabelledLayer",
+    "LabelledRow",
+    "Labelling",
+    "chosen_vocabulary",
+    "csv_text",
+    "first",
+    "label",
+    "most_relevant",
+    "values",
+]
 
 GENERAL = "general"
 """Vocabulary of foundation models that read, unless another is named."""
@@ -94,6 +106,12 @@ class Labelling:
         False-discovery rate over each layer's components.
     sets
         Random sets of reference samples that every word was held against.
+    gamma
+        How much of the contrastive crops the concept embeddings lack, 0 to 1; ``None`` where they are means of crops alone.
+    leave_out
+        Reference samples of each component, the first, that no word was tested on.
+    candidates
+        What a generator proposed, where one was asked.
     notes
         Of the vocabulary, for the reader.
     """
@@ -107,6 +125,9 @@ class Labelling:
     level: float
     sets: int
     notes: tuple[str, ...]
+    gamma: float | None = None
+    leave_out: int = 0
+    candidates: Candidates | None = None
 
 
 def chosen_vocabulary(plan: AuditPlan, names: Sequence[str]) -> Vocabulary:
@@ -132,7 +153,8 @@ def chosen_vocabulary(plan: AuditPlan, names: Sequence[str]) -> Vocabulary:
 
 def label(
     atlas: Atlas, vocabulary: Vocabulary, *, layer: str | None = None, class_name: str | None = None, top: int = 3,
-    level: float = 0.05, count: int | None = None, progress: Progress | None = None,
+    level: float = 0.05, count: int | None = None, leave_out: int = 0, candidates: Candidates | None = None,
+    progress: Progress | None = None,
 ) -> Labelling:  # fmt: skip
     """Label the components of an audit's layers.
 
@@ -152,21 +174,28 @@ def label(
         False-discovery rate over each layer's components.
     count
         Components of each layer to return, the most relevant; ``None``: all.
+    leave_out
+        Reference samples of each component, the first, that the words were chosen by looking at.
+    candidates
+        What a generator proposed of the words; what it has seen is left out, too.
 
     Raises
     ------
     UsageError
-        ``unknown-layer``, ``unknown-class``, ``bad-level``.
+        ``unknown-layer``, ``unknown-class``, ``bad-level``, ``too-many-left-out``.
     """
     if not 0.0 < level < 1.0:
         raise UsageError("bad-level", f"A false-discovery rate of {level:g} cannot be.", "Write one above 0 and below 1, such as 0.05.")
-    layers, chosen = chosen_layers(atlas.plan, layer), chosen_class(atlas.plan, class_name)
-    place = list(atlas.plan.spec.classes).index(chosen)
-    embedded = embed_words(atlas, vocabulary, progress)
+    chosen, leave_out = chosen_class(atlas.plan, class_name), max(leave_out, 0 if candidates is None else candidates.shown)
+    references = atlas.plan.audit.measurement.reference_samples
+    if not 0 <= leave_out <= references - 2:
+        raise UsageError(
+            "too-many-left-out", f"Of {references} reference samples {leave_out} cannot be left out.", f"At most {references - 2} can."
+        )
+    embedded, settings = embed_words(atlas, vocabulary, progress), atlas.plan.audit.measurement
     found = []
-    for name in layers:
-        labels = label_components(atlas, name, embedded, top=top, level=level, progress=progress)
-        order = np.argsort(-atlas.shares(name)[place], kind="stable")[:count].tolist()
+    for name, order in most_relevant(atlas, layer, chosen, count).items():
+        labels = label_components(atlas, name, embedded, top=top, level=level, leave_out=leave_out, progress=progress)
         found.append(
             LabelledLayer(
                 name,
@@ -185,7 +214,31 @@ def label(
         embedded.sha256,
         level,
         random_sets(len(vocabulary.words)),
-        (*vocabulary.notes, *_own_pictures(embedded.from_data, len(vocabulary.words))),
+        (
+            *vocabulary.notes,
+            *_own_pictures(embedded.from_data, len(vocabulary.words)),
+            *_seen(leave_out, references),
+            *(candidates.notes if candidates is not None else ()),
+        ),
+        settings.gamma if settings.concept_embedding == "contrastive" else None,
+        leave_out,
+        candidates,
+    )
+
+
+def most_relevant(atlas: Atlas, layer: str | None, class_name: str | None, count: int | None) -> dict[str, list[int]]:
+    """Layer -> its components, most relevant for a class first, at most `count`; see `label` for what may be left open."""
+    place = list(atlas.plan.spec.classes).index(chosen_class(atlas.plan, class_name))
+    layers = chosen_layers(atlas.plan, layer)
+    return {name: np.argsort(-atlas.shares(name)[place], kind="stable")[:count].tolist() for name in layers}
+
+
+def _seen(leave_out: int, references: int) -> tuple[str, ...]:
+    if not leave_out:
+        return ()
+    return (
+        f"Words were chosen by looking at the first {leave_out:,} of {references:,} reference samples of components; labels are tested on "
+        "the others.",
     )
 
 
@@ -210,6 +263,9 @@ def values(found: Labelling) -> dict[str, Any]:
         "vocabulary": {"name": found.vocabulary, "words": found.words, "sha256": found.sha256, "probes_sha256": found.probes},
         "false_discovery_rate": found.level,
         "random_sets": found.sets,
+        "concept_embedding": {"kind": "mean" if found.gamma is None else "contrastive", "gamma": found.gamma},
+        "left_out_references": found.leave_out,
+        "candidates": None if found.candidates is None else candidate_values(found.candidates),
         "notes": list(found.notes),
         "layers": [
             {

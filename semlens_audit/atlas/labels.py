@@ -13,7 +13,9 @@ from semlens_audit.atlas.vocabulary import Vocabulary, of_words
 from semlens_audit.atlas.word_alignment import label_words, set_sizes
 from semlens_audit.draws import generator
 from semlens_audit.errors import DataError
+from semlens_audit.evidence import LayerEvidence
 from semlens_audit.progress import Progress, SilentProgress
+from semlens_audit.scores import concept_embedding
 from semlens_audit.statistics import benjamini_hochberg
 from semlens_audit.units import effective_units
 
@@ -74,6 +76,7 @@ def label_components(
     top: int = 3,
     level: float = 0.05,
     components: Sequence[int] | None = None,
+    leave_out: int = 0,
     progress: Progress | None = None,
 ) -> list[list[Label]]:
     """The words that components of a layer align with most, see `semlens_audit.atlas.word_alignment.label_words`.
@@ -97,6 +100,9 @@ def label_components(
         chance. Above 0, below 1.
     components
         Which; ``None``: all, in order.
+    leave_out
+        Reference samples of each component, the first, that the words were chosen by looking at: they and all of the same independent
+        units are not tested on, since words that were chosen by looking fit what was looked at.
     progress
         Told of words that are embedded and compared.
 
@@ -116,20 +122,11 @@ def label_components(
     progress = progress or SilentProgress()
     embedded = words if isinstance(words, EmbeddedWords) else embed_words(atlas, _vocabulary(words), progress)
     source = atlas.layers[layer]
-    present = source.reference_ids >= 0
-    units = np.where(present, atlas.evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
-    counts = effective_units(units, present)
-    sizes = set_sizes(counts, (counts >= 2) & ~source.dead)
     pool = np.asarray(source.null_meant)
-    if sizes.max(initial=0) > len(pool):
-        raise DataError(
-            "too-few-random-crops",
-            f"layer {layer}: {len(pool)} random crops for reference sets of {sizes.max()}",
-            "use more samples or fewer reference samples",
-        )
+    present, sizes = _tested(atlas, source, leave_out, len(pool))
     with progress.stage(f"Labels, {layer}", len(embedded.words)) as advance:
         nearest = label_words(
-            atlas.concept_embeddings(layer),
+            concept_embedding(source.meant, present) if leave_out else atlas.concept_embeddings(layer),
             sizes,
             pool,
             lambda: embedded.blocks(atlas.centre(layer)),
@@ -148,6 +145,23 @@ def label_components(
         ]
         for k in (range(len(nearest.words)) if components is None else components)
     ]
+
+
+def _tested(atlas: Atlas, source: LayerEvidence, leave_out: int, pool: int) -> tuple[np.ndarray, np.ndarray]:
+    """(K, m) bool: reference samples that words are tested on; and (K,) int64: sizes of the random sets they are held against."""
+    present = source.reference_ids >= 0
+    units = np.where(present, atlas.evidence.units[source.reference_ids], -1 - np.arange(present.shape[1]))
+    if leave_out:
+        present &= ~(units[:, :, None] == units[:, None, :leave_out]).any(axis=2)
+    counts = effective_units(np.where(present, units, -1 - np.arange(present.shape[1])), present)
+    sizes = set_sizes(counts, (counts >= 2) & ~source.dead)
+    if sizes.max(initial=0) > pool:
+        raise DataError(
+            "too-few-random-crops",
+            f"layer {source.layer}: {pool} random crops for reference sets of {sizes.max()}",
+            "use more samples or fewer reference samples",
+        )
+    return present, sizes
 
 
 def _critical_p(p: np.ndarray, level: float) -> float:

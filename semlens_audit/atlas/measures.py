@@ -11,16 +11,22 @@ from typing import Literal
 
 import numpy as np
 
-from semlens_audit.atlas.meanings import Meanings, draw_weights, recentred
-from semlens_audit.atlas.neighbours import best_match, drawn_redundancy, redundancy
+from semlens_audit.atlas.meanings import Meanings, draw_weights
 from semlens_audit.atlas.opening import Atlas, chosen_class, chosen_layers
-from semlens_audit.atlas.polysemanticity import polysemanticity, resampled_polysemanticity
 from semlens_audit.draws import generator, interval
 from semlens_audit.flow import Flows
 from semlens_audit.frozen import Frozen
+from semlens_audit.interpretability import (
+    NO_RELEVANCE,
+    QUANTITIES,
+    UNDEFINED,
+    ComponentMeasures,
+    Quantity,
+    chance,
+    measure_components,
+    weighted_mean,
+)
 from semlens_audit.measured import Interval, Measurement
-from semlens_audit.resampling import resampled_clarity
-from semlens_audit.scores import unit
 from semlens_audit.units import UnitWeights
 from semlens_audit.wording import join, shorten
 
@@ -28,34 +34,6 @@ __all__ = [
     "QUANTITIES", "ComponentMeasures", "LayerMeasures", "MeasureRow", "MeasureTable", "Quantity", "layer_measures", "measure_components",
     "measure_table", "summarise",
 ]  # fmt: skip
-
-Quantity = Literal["clarity", "polysemanticity", "redundancy"]
-
-QUANTITIES: dict[Quantity, tuple[float, float]] = {
-    "clarity": (-1.0, 1.0),
-    "polysemanticity": (0.0, 1.0),
-    "redundancy": (-1.0, 1.0),
-}
-"""Each measure and its range."""
-
-_CHUNK = 64
-
-
-@dataclass(frozen=True)
-class ComponentMeasures:
-    """Measures of each component of a layer, at the point and under resampled reference samples.
-
-    Parameters
-    ----------
-    values
-        Measure -> (K,) float64; NaN where it is not defined: a dead component, one with fewer than two independent reference samples
-        (clarity, polysemanticity), the only one of its layer (redundancy).
-    draws
-        Measure -> (B, K) float32, their mean is the value; NaN where the value is.
-    """
-
-    values: dict[Quantity, np.ndarray]
-    draws: dict[Quantity, np.ndarray]
 
 
 class MeasureRow(Frozen):
@@ -104,35 +82,6 @@ class LayerMeasures:
     chance: dict[Quantity, float]
 
 
-def measure_components(meanings: Meanings) -> ComponentMeasures:
-    """Clarity, polysemanticity and redundancy of each component, with draws of the bootstrap over reference samples.
-
-    Pairs of reference samples of one unit do not count for clarity, and count as one member of a group for polysemanticity.
-    """
-    shape = (meanings.weights.draws, meanings.components)
-    enough = (meanings.counts >= 2) & ~meanings.dead
-    clear, several = np.full(shape[1], np.nan), np.full(shape[1], np.nan)
-    clear_draws, several_draws = np.full(shape, np.nan, dtype=np.float32), np.full(shape, np.nan, dtype=np.float32)
-    every = meanings.embeddings
-    for start in range(0, shape[1], _CHUNK):
-        rows = start + np.flatnonzero(enough[start : start + _CHUNK])
-        if not len(rows):
-            continue
-        embeddings, present, units = every[rows], meanings.present[rows], meanings.units[rows]
-        weights = meanings.reference_weights[rows]
-        even = present / present.sum(axis=1, keepdims=True)
-        clear[rows] = np.clip(resampled_clarity(embeddings, even[:, None], units)[:, 0], -1.0, 1.0)
-        clear_draws[:, rows] = recentred(clear[rows], resampled_clarity(embeddings, weights, units).T, meanings.factor[rows])
-        several[rows] = polysemanticity(embeddings, present, units)
-        drawn = resampled_polysemanticity(embeddings, present, weights, units)
-        several_draws[:, rows] = recentred(several[rows], drawn.T, meanings.factor[rows])
-    alike = redundancy(meanings.directions(0.0), meanings.known)
-    alike_draws = drawn_redundancy((unit(one) for one in meanings.drawn()), meanings.known)
-    values: dict[Quantity, np.ndarray] = {"clarity": clear, "polysemanticity": several, "redundancy": alike}
-    moved = recentred(alike, alike_draws, meanings.factor)
-    return ComponentMeasures(values, {"clarity": clear_draws, "polysemanticity": several_draws, "redundancy": moved})
-
-
 def layer_measures(atlas: Atlas, layer: str, weights: UnitWeights | None = None) -> LayerMeasures:
     """Measures of a layer's components, and what random crops reach.
 
@@ -142,31 +91,7 @@ def layer_measures(atlas: Atlas, layer: str, weights: UnitWeights | None = None)
         Of the audit's units; drawn here if left out.
     """
     meanings = Meanings(atlas, layer, draw_weights(atlas.plan) if weights is None else weights)
-    return LayerMeasures(measure_components(meanings), _chance(atlas, meanings))
-
-
-def _chance(atlas: Atlas, meanings: Meanings) -> dict[Quantity, float]:
-    """Mean of each measure over sets of random crops, as many as there are components with reference samples, and as large."""
-    count, size = int(meanings.known.sum()), round(float(np.median(meanings.counts[meanings.known]))) if meanings.known.any() else 0
-    if not count or size < 1 or not len(meanings.pool):
-        return {}
-    rng = generator(atlas.plan, "measures", meanings.layer)
-    clear, several, means = [], [], []
-    for start in range(0, count, _CHUNK):
-        drawn = rng.integers(len(meanings.pool), size=(min(_CHUNK, count - start), size))
-        crops, present = meanings.pool[drawn], np.ones(drawn.shape, dtype=bool)
-        # The same crop drawn twice is one unit, as a sample is.
-        clear.append(resampled_clarity(crops, np.full((len(drawn), 1, size), 1.0 / size), drawn)[:, 0])
-        several.append(polysemanticity(crops, present, drawn))
-        means.append(crops.astype(np.float64).mean(axis=1))
-    directions, known = unit(np.concatenate(means)), np.ones(count, dtype=bool)
-    found: dict[Quantity, float] = {}
-    if size >= 2:
-        found["clarity"] = float(np.concatenate(clear).mean())
-        found["polysemanticity"] = float(np.nanmean(np.concatenate(several)))
-    if count >= 2:
-        found["redundancy"] = float(best_match(directions, directions, known, known, itself=False)[1].mean())
-    return {name: value for name, value in found.items() if np.isfinite(value)}
+    return LayerMeasures(measure_components(meanings), chance(atlas.plan, meanings))
 
 
 def summarise(
@@ -187,19 +112,13 @@ def summarise(
     value, draws = measures.values[quantity], measures.draws[quantity]
     known = np.isfinite(value)
     if not known.any():
-        reason = {
-            "clarity": "no live component has two independent reference samples",
-            "polysemanticity": "no live component has two independent reference samples",
-            "redundancy": "no two live components have reference samples",
-        }[quantity]
-        return Measurement(quantity=quantity, unit="cosine", n=0, not_measured=reason), None
+        return Measurement(quantity=quantity, unit="cosine", n=0, not_measured=UNDEFINED[quantity]), None
     weight, drawn = share if share is not None else (np.ones(len(value)), np.ones(draws.shape))
     n = int((known & (weight > 0)).sum())
     if not n or (drawn[:, known].sum(axis=1) <= 0).any():
-        reason = "the components that it is defined for carry no relevance"
-        return Measurement(quantity=quantity, unit="cosine", n=0, not_measured=reason), None
+        return Measurement(quantity=quantity, unit="cosine", n=0, not_measured=NO_RELEVANCE), None
     bounds = QUANTITIES[quantity]
-    mean = float(np.clip((weight[known] * value[known]).sum() / weight[known].sum(), *bounds))
+    mean = weighted_mean(value, weight, bounds)
     over = "reference samples" if share is None else "test and reference samples"
     own = (drawn[:, known] * draws[:, known]).sum(axis=1) / drawn[:, known].sum(axis=1)
     chosen = generator(atlas.plan, "components", layer).standard_exponential((len(draws), len(value)))[:, known]

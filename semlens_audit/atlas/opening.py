@@ -17,6 +17,7 @@ from semlens_audit.evidence import Evidence, LayerEvidence
 from semlens_audit.flow import class_shares
 from semlens_audit.index import evidence_stages, load_evidence
 from semlens_audit.kept_array import kept_array
+from semlens_audit.look_alikes import LookAlikes
 from semlens_audit.memory import divide
 from semlens_audit.paths import store_path
 from semlens_audit.plan import AuditPlan
@@ -156,6 +157,13 @@ class Atlas:
         """JPEG bytes of a reference sample's crop and of its heatmap with the box; there for the first few ranks only."""
         assert self.evidence.thumbnails is not None
         return self.evidence.thumbnails(layer, component, rank)
+
+    @cached_property
+    def look_alikes(self) -> LookAlikes | None:
+        """The contrastive crops of the components; ``None`` where concept embeddings are means of crops alone."""
+        if self.plan.audit.measurement.concept_embedding != "contrastive":
+            return None
+        return LookAlikes(self.store, self.keys, self.data, self.plan.audit.subject.preprocessing)
 
     def text_probe(self, text: str) -> np.ndarray:
         """(d,) float64 probe of a text as those of concepts: mean difference to the empty prompt (SemanticLens, arXiv 2501.05398).

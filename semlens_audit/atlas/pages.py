@@ -40,6 +40,7 @@ from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import UsageError
 from semlens_audit.pages import Fact
 from semlens_audit.picture_budget import compressed
+from semlens_audit.plan import MeasurementSettings
 from semlens_audit.rendering import ON_SCREEN, render, replace
 from semlens_audit.wording import count, format_share, shorten
 
@@ -117,8 +118,18 @@ def sources(atlas: Atlas) -> tuple[Fact, ...]:
         Fact("Layers", ", ".join(f"{name} ({count(layer.components, 'component')})" for name, layer in atlas.layers.items())),
         Fact("Data", f"{count(len(evidence.paths), 'sample')}, digest {shorten(atlas.data.sha256)}"),
         Fact("Foundation model", f"{meaning['name']}, digest {shorten(str(meaning['sha256']))}"),
+        Fact("Concept embedding", _concept_embedding(audit.measurement)),
         Fact("Reference samples", f"{audit.measurement.reference_samples} of each component, chosen by {audit.measurement.selection}"),
         *(Fact("Tied", remark.replace("`", "")) for remark in remarks(atlas)),
+    )
+
+
+def _concept_embedding(settings: MeasurementSettings) -> str:
+    if settings.concept_embedding == "mean":
+        return "mean of the embeddings of a component's crops"
+    return (
+        f"contrastive, gamma {settings.gamma:g}: each crop without what it shares with its contrastive crop, the most similar random crop "
+        "of a sample that drives the component below average (contrastive semantic projection, arXiv 2604.22477)"
     )
 
 

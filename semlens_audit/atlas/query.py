@@ -11,8 +11,9 @@ from PIL import Image
 
 from semlens_audit.atlas.cards import component_named
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.query_images import as_jpeg, part
+from semlens_audit.atlas.query_images import as_jpeg
 from semlens_audit.errors import UsageError
+from semlens_audit.image_parts import image_part
 from semlens_audit.scores import unit
 
 __all__ = ["Directions", "Query"]
@@ -120,8 +121,8 @@ class Directions:
         """Layer and component that is looked for, which is no answer itself."""
         self.picture: bytes | None = None
         """JPEG of the image that is looked for, to be shown."""
-        image = part(query.image, query.box) if query.image is not None else None
-        unwanted = part(query.without_image, None) if query.without_image is not None else None
+        image = image_part(query.image, query.box) if query.image is not None else None
+        unwanted = image_part(query.without_image, None) if query.without_image is not None else None
         self._text = query.weight * unit(probe(query.text)) if query.text is not None else None
         self._without = probe(query.without) if query.without is not None else None
         self._image = embed(image) if image is not None else None

@@ -8,8 +8,9 @@ import numpy as np
 
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.foreign_layers import ForeignLayer
+from semlens_audit.look_alikes import LookAlike
 
-__all__ = ["ComponentRow", "Reference", "foreign_row", "own_row"]
+__all__ = ["ComponentRow", "Reference", "foreign_row", "own_row", "references"]
 
 _SHOWN = 5
 
@@ -26,11 +27,15 @@ class Reference:
         Pooled activation.
     box
         Crop x0, y0, x1, y1 in pixels of the network's input.
+    contrastive
+        What its concept embedding takes away from this crop; ``None`` where it is a mean of crops alone, in another index, and where
+        no random crop is contrastive.
     """
 
     sample: str
     activation: float
     box: tuple[int, int, int, int]
+    contrastive: LookAlike | None = None
 
 
 @dataclass(frozen=True)
@@ -86,17 +91,24 @@ class ComponentRow:
 def own_row(atlas: Atlas, layer: str, component: int) -> ComponentRow:
     """A component of the audit's own index."""
     source, share = atlas.layers[layer], atlas.shares(layer)
-    ids, paths = source.reference_ids[component], atlas.evidence.paths
-    references = tuple(
+    shares = {name: float(share[i, component]) for i, name in enumerate(atlas.plan.spec.classes)}
+    return ComponentRow(layer, component, bool(source.dead[component]), shares, references(atlas, layer, component), model=_subject(atlas))
+
+
+def references(atlas: Atlas, layer: str, component: int) -> tuple[Reference, ...]:
+    """The first reference samples of a component of the audit's own index, highest activation first."""
+    source, paths = atlas.layers[layer], atlas.evidence.paths
+    ids = source.reference_ids[component]
+    alike = {} if atlas.look_alikes is None else atlas.look_alikes.of(layer, component)
+    return tuple(
         Reference(
             sample=paths[int(ids[rank])],
             activation=float(source.activations[component, rank]),
             box=tuple(int(value) for value in source.boxes[component, rank]),  # type: ignore[arg-type]
+            contrastive=alike.get(rank),
         )
-        for rank in np.flatnonzero(ids >= 0)[:_SHOWN]
+        for rank in np.flatnonzero(ids >= 0)[:_SHOWN].tolist()
     )
-    shares = {name: float(share[i, component]) for i, name in enumerate(atlas.plan.spec.classes)}
-    return ComponentRow(layer, component, bool(source.dead[component]), shares, references, model=_subject(atlas))
 
 
 def foreign_row(atlas: Atlas, source: ForeignLayer, component: int) -> ComponentRow:
@@ -107,14 +119,14 @@ def foreign_row(atlas: Atlas, source: ForeignLayer, component: int) -> Component
         "WHERE reference.stage = ? AND crop.stage = ? AND component = ? ORDER BY rank LIMIT ?",
         (source.references, source.crops, component, min(_SHOWN, source.declared)),
     )
-    references = tuple(
+    shown = tuple(
         Reference(f"sample {sample}" if known is None else known[sample], float(activation), tuple(box))  # type: ignore[arg-type]
         for sample, activation, *box in rows
     )
     model, weights = source.model, str(atlas.evidence.subject.get("weights_sha256", ""))[:12]
     if weights and weights in model:
         model = f"{_subject(atlas)}, with other settings or data"
-    return ComponentRow(source.layer, component, False, {}, references, index=source.key[:12], model=model)
+    return ComponentRow(source.layer, component, False, {}, shown, index=source.key[:12], model=model)
 
 
 def _subject(atlas: Atlas) -> str:

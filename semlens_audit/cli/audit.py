@@ -20,7 +20,7 @@ from semlens_audit.cli.shell import (
     show_progress,
     verb,
 )
-from semlens_audit.cli.terms import Baseline, FailOn, OnInconclusive, Today, WaiversFile, day, terms
+from semlens_audit.cli.terms import Baseline, Components, FailOn, OnInconclusive, Today, WaiversFile, day, terms
 from semlens_audit.errors import ExitCode
 from semlens_audit.failures import print_problems
 
@@ -78,6 +78,7 @@ def run(
     waivers: WaiversFile = None,
     today: Today = None,
     baseline: Baseline = None,
+    components: Components = None,
     locked: Annotated[
         bool,
         typer.Option("--locked", help="Refuse to run unless the audit is as it was locked.", rich_help_panel="Release gate"),
@@ -103,7 +104,7 @@ def run(
 
     how = execution(device, max_memory, engine, address, workers)
     plan = read_plan(audit)
-    agreed = terms(fail_on, on_inconclusive, waivers, None if today is None else day(today), baseline)
+    agreed = terms(fail_on, on_inconclusive, waivers, None if today is None else day(today), baseline, components)
     with show_progress(quiet) as progress:
         outcome = results.carry_out(
             plan,

@@ -71,6 +71,9 @@ def compare(
     top: Annotated[int, typer.Option(min=1, help="Components of each list.")] = 8,
     html: Html = None,
     as_json: AsJson = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="With --json: the crops of the components that tell most, for `run --components`.")
+    ] = False,
 ) -> None:
     """Compare what two models, two releases or two layers have learned, component by component.
 
@@ -79,14 +82,17 @@ def compare(
     where both sides saw the same data.
 
     Both indexes must be made with the same foundation model. Reads them, and nothing else; it decides no check: see [cyan]diff[/] for
-    what a release hangs on.
+    what a release hangs on. What [bold]--json[/] prints is what [cyan]diff[/] and [cyan]run[/] take with [bold]--components[/].
     """
     from semlens_audit.atlas import comparison_pages, comparison_screen
     from semlens_audit.atlas.comparison import compare as compared
     from semlens_audit.atlas.comparison import require_comparable
     from semlens_audit.atlas.opening import Atlas
     from semlens_audit.atlas.pages import write_page
+    from semlens_audit.atlas.telling import with_portraits
 
+    if pictures and not as_json:
+        raise UsageError("pictures-in-json", "--pictures says what --json is to hold.", "Give --json as well, or --html for a page.")
     if other is None and (layer is None or other_layer is None):
         raise UsageError(
             "one-audit", "One audit has nothing to compare with.", "Name another, or two of its layers with --layer and --other-layer."
@@ -97,10 +103,12 @@ def compare(
         first = stack.enter_context(Atlas(plans[0]))
         second = first if other is None else stack.enter_context(Atlas(plans[1]))
         found = compared(first, second, layer=layer, other_layer=other_layer, class_name=class_name)
+        if pictures:
+            found = with_portraits(first, second, found)
         if html is not None:
             write_page(html, comparison_pages.comparison_page(first, second, found, top=top))
-    files = [str(html)] if html is not None else []
+    files = (str(html),) if html is not None else ()
     if as_json:
-        print_json({**found.model_dump(mode="json"), "files": files})
+        print_json(found.model_copy(update={"files": files}).model_dump(mode="json"))
     else:
         comparison_screen.print_comparison(found, top=top, files=files)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from semlens_audit.cli.shell import EXIT_CODES, AsJson, AuditFile, app, print_json, read_plan, say, verb
-from semlens_audit.cli.terms import Baseline, FailOn, OnInconclusive, Today, WaiversFile, day, terms
+from semlens_audit.cli.terms import Baseline, Components, FailOn, OnInconclusive, Today, WaiversFile, day, terms
 from semlens_audit.errors import ExitCode
 from semlens_audit.failures import print_problems
 
@@ -39,6 +39,7 @@ def gate(
     waivers: WaiversFile = None,
     today: Today = None,
     baseline: Baseline = None,
+    components: Components = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write the record so decided, its report and exports into.")
     ] = None,
@@ -52,7 +53,7 @@ def gate(
     """
     from semlens_audit import engine, results, screen
 
-    agreed = terms(fail_on, on_inconclusive, waivers, day(today), baseline)
+    agreed = terms(fail_on, on_inconclusive, waivers, day(today), baseline, components)
     record, notices = results.decide(engine.read_record(record_file), agreed)
     outcome = results.Outcome(record, (), notices=notices)
     if out is not None:

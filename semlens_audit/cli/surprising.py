@@ -10,6 +10,8 @@ import typer
 from semlens_audit.cli.shell import AsJson, AuditFile, print_json, read_plan, verb
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from semlens_audit.atlas.surprising import Surprises
 
 __all__ = ["surprising"]
@@ -17,7 +19,7 @@ __all__ = ["surprising"]
 
 @verb(
     rich_help_panel="Explore",
-    epilog="Example: semlens-audit surprising audits/photographs.yaml --class 'English springer'",
+    epilog="Example: semlens-audit surprising audits/photographs.yaml --class 'English springer' --html surprising.html",
 )
 def surprising(
     audit: AuditFile,
@@ -32,6 +34,7 @@ def surprising(
     ] = 0.8,
     clarity: Annotated[float, typer.Option(help="Least clarity, -1 to 1.")] = 0.4,
     top: Annotated[int, typer.Option(min=1, help="Components to list.")] = 20,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with crops and heatmaps.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List components that a class's relevance flows through, whose crops have something in common, and that mean nothing expected.
@@ -41,36 +44,47 @@ def surprising(
     """
     from semlens_audit.atlas import surprising as found_by
     from semlens_audit.atlas.opening import Atlas, chosen_class, chosen_layers
+    from semlens_audit.atlas.pages import write_page
+    from semlens_audit.atlas.surprising_pages import surprising_page
 
     plan = read_plan(audit)
     chosen = chosen_class(plan, class_name)
     with Atlas(plan) as atlas:
         layers = chosen_layers(plan, layer)
         found = found_by.surprising(atlas, chosen, layers=layers, expected=expected, carried=carried, clarity=clarity)
+        if html is not None:
+            write_page(html, surprising_page(atlas, found, top))
+    files = [str(html)] if html is not None else []
     if as_json:
-        print_json(found_by.surprise_values(found))
+        print_json(found_by.surprise_values(found) | {"files": files})
     else:
-        _print(found, top)
+        _print(found, top, files)
 
 
-def _print(found: Surprises, top: int) -> None:
+def _print(found: Surprises, top: int, files: list[str]) -> None:
     from rich.console import Console
+
+    from semlens_audit.atlas.surprising_pages import layer_sentences
+    from semlens_audit.terminal import Text
+
+    console = Console(highlight=False)
+    for sentence in layer_sentences(found):
+        console.print(Text(sentence))
+    if found.found:
+        console.print()
+        console.print(_table(found, top))
+    if len(found.found) > top:
+        console.print(Text(f"and {len(found.found) - top:,} more: --top {len(found.found)} lists all", style="dim"))
+    for path in files:
+        console.print(Text(path, style="cyan"), soft_wrap=True)
+
+
+def _table(found: Surprises, top: int) -> Table:
     from rich.table import Table
 
     from semlens_audit.terminal import Text
     from semlens_audit.wording import format_number
 
-    console = Console(highlight=False)
-    for layer, (components, relevant, clear, surprising, share) in found.layers.items():
-        console.print(
-            Text(
-                f"{layer}: of {components:,} components {relevant:,} carry {100 * found.carried:g} % of the relevance for "
-                f"{found.class_name}, {clear:,} of these are clear, and {surprising:,} of these mean nothing expected: "
-                f"{100 * share:.1f} % of the relevance."
-            )
-        )
-    if not found.found:
-        return
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="dim", expand=False)
     for name in ("component", "relevance", "interval", "clarity", "nearest expected", "z", "means", "first sample"):
         table.add_column(name, justify="right" if name in ("relevance", "interval", "clarity", "z") else "left", overflow="fold")
@@ -90,7 +104,4 @@ def _print(found: Surprises, top: int) -> None:
                 ),
             )
         )
-    console.print()
-    console.print(table)
-    if len(found.found) > top:
-        console.print(Text(f"and {len(found.found) - top:,} more: --top {len(found.found)} lists all", style="dim"))
+    return table

@@ -13,7 +13,7 @@ from semlens_audit.errors import UsageError
 if TYPE_CHECKING:
     from semlens_audit.results import Terms
 
-__all__ = ["Baseline", "FailOn", "OnInconclusive", "Today", "WaiversFile", "day", "terms"]
+__all__ = ["Baseline", "Components", "FailOn", "OnInconclusive", "Today", "WaiversFile", "day", "terms"]
 
 _PANEL = "Release gate"
 _Severity = Literal["critical", "major", "minor"]
@@ -51,7 +51,18 @@ Baseline = Annotated[
     typer.Option(
         "--baseline",
         metavar="RESULTS.json|REPORT.pdf",
-        help="Record of the last release: the report says what changed since.",
+        help="Record of the last release: the report says what changed since; where its index lies in the same store, in components too.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+Components = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--components",
+        metavar="COMPARE.json",
+        help="What `compare OLD NEW --json --pictures` printed: the report says what became of the components; once for each class.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -77,10 +88,15 @@ def day(text: str | None) -> date:
 
 
 def terms(
-    fail_on: _Severity, on_inconclusive: _Inconclusive, waivers: Path | None, today: date | None, baseline: Path | None
+    fail_on: _Severity,
+    on_inconclusive: _Inconclusive,
+    waivers: Path | None,
+    today: date | None,
+    baseline: Path | None,
+    components: list[Path] | None = None,
 ) -> Terms:
     """What the options say."""
     from semlens_audit.release_policy import Policy
     from semlens_audit.results import Terms
 
-    return Terms(Policy(fail_on, on_inconclusive), waivers, today, baseline)
+    return Terms(Policy(fail_on, on_inconclusive), waivers, today, baseline, tuple(components or ()))

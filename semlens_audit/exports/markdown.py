@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from semlens_audit.component_words import NO_CHECK, heading
 from semlens_audit.exports.dispositions import Disposition, Judged, decision, judge, measured, where
 from semlens_audit.exports.plain import line
 from semlens_audit.gate import BAD
@@ -191,3 +192,6 @@ def _change(page: _Page, record: AuditRecord) -> None:
     if changed:
         rows = (_cells([entry.label.replace("_", " "), escape(entry.finding), escape(entry.sentence)]) for entry in changed)
         page.table("| Change | Finding | What |\n| --- | --- | --- |\n", rows, "change")
+    if change.components is not None:
+        said = [sentence for layer in change.components.layers for sentence in (f"{heading(layer)}.", *layer.sentences)]
+        page.add("".join(f"- {escape(sentence, 500)}\n" for sentence in said[:20]) + f"\n{escape(NO_CHECK)}\n\n")

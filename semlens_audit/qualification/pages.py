@@ -230,7 +230,7 @@ def _limits(qualified: Qualification) -> tuple[str, ...]:
         "In the test data of these audits no artefact goes with a class. Where test data tie an artefact to the class, the "
         "behavioural line loses power, and with no counterexample at all it is not measured.",
         "Rates are of findings on single artefacts. They say nothing about criteria on valid concepts, on what remains unexplained "
-        "or on clarity.",
+        "or on clarity, polysemanticity and redundancy.",
         "What nobody declared as a concept is not looked for; no rate here says how often an undeclared shortcut is missed.",
     ]
     if qualified.quick:

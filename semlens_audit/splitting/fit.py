@@ -1,16 +1,19 @@
 """Components of a layer that stand for two things, split by what drives them (PURE, Dreyer et al. 2024, arXiv 2404.06453).
 
-A component over the declared polysemanticity is split where the circuits of the samples that activate it most fall into two groups, and
-where these groups are clearer than chance and stand for things as different as was declared. For that, the reference samples of the index
-are divided as the spliced network divides any sample, and held against random divisions; p-values are adjusted over all components that
-were looked at (Benjamini and Hochberg).
+A component over the declared polysemanticity is split where the circuits of the samples that activate it most fall into two groups, where
+these groups are clearer than chance, and where they are distinct, by circuits or by looks. For clarity and looks, the reference samples
+of the index are divided as the spliced network divides any sample, and held against random divisions; p-values are adjusted over all
+components that were looked at (Benjamini and Hochberg). Being clearer than chance is not enough: k-means divides the circuits of any
+component, and what divides them differs a little in looks too. Groups are distinct where circuits are far nearer to those of their own
+group than to those of the other (`silhouette`), or where the foundation model finds samples of one group far more alike than samples
+of different ones (`separation`). Either will do: that two things share what surrounds them is no reason to take them for one.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +22,15 @@ from safetensors.torch import save
 
 from semlens_audit import __version__
 from semlens_audit.atlas.opening import Atlas, chosen_layers
-from semlens_audit.atlas.polysemanticity import polysemanticity
 from semlens_audit.devices import describe
 from semlens_audit.draws import generator
 from semlens_audit.errors import UsageError
 from semlens_audit.evidence import LayerEvidence
 from semlens_audit.plan import AuditPlan
+from semlens_audit.polysemanticity import polysemanticity
 from semlens_audit.progress import Progress
 from semlens_audit.sae_header import LATENTS
-from semlens_audit.splitting.division import Comparison, clarity_raised, divided, one_of_each
+from semlens_audit.splitting.division import Comparison, clarity_raised, divided, one_of_each, silhouette
 from semlens_audit.splitting.samples import circuit_pass, top_samples
 from semlens_audit.statistics import benjamini_hochberg
 from semlens_audit.virtual.circuits import nearest, place_of
@@ -46,23 +49,27 @@ class Settings:
     layer
         Whose components; the audit's index has it.
     polysemanticity
-        Components above it are looked at, and split only into virtual neurons that are farther apart than it, 0 to 1.
+        Components above it are looked at, 0 to 1.
     references
         Samples that activate a component most, whose circuits are divided.
     smallest
-        Samples that each of the two groups has to have.
+        Samples that each of the two groups has to have, and as large a share of the reference samples that are compared.
     level
-        Most share of false splits among those that are kept, in expectation.
+        Highest adjusted p of a split: most share of false ones among those that are significant, in expectation.
+    silhouette, separation
+        Over which groups of circuits, or else groups of reference samples, are distinct; see `semlens_audit.splitting.division`.
     at_most
         Components that are looked at, the most polysemantic ones: each that is split costs a backward pass through the layer for every
         batch in which its virtual neurons are observed.
     """
 
     layer: str
-    polysemanticity: float = 0.3
+    polysemanticity: float = 0.2
     references: int = 100
     smallest: int = 10
     level: float = 0.05
+    silhouette: float = 0.5
+    separation: float = 0.3
     at_most: int = 64
 
 
@@ -76,6 +83,8 @@ class Looked:
         Which one, and how polysemantic.
     sizes
         Samples in either group of circuits.
+    silhouette
+        Mean silhouette width of these groups; 0 where there are none.
     comparison
         Clarity of its reference samples; ``None`` where they could not be compared.
     adjusted
@@ -91,6 +100,7 @@ class Looked:
     component: int
     polysemanticity: float
     sizes: tuple[int, int]
+    silhouette: float
     comparison: Comparison | None
     adjusted: float
     kept: bool
@@ -130,6 +140,11 @@ class Fit:
     def kept(self) -> list[Looked]:
         """Those that are split, by component."""
         return sorted((one for one in self.looked if one.kept), key=lambda one: one.component)
+
+    @property
+    def units(self) -> dict[int, tuple[int, int]]:
+        """Component that is split -> its two virtual neurons, as they are numbered where they are spliced in."""
+        return {one.component: (self.components + 2 * j, self.components + 2 * j + 1) for j, one in enumerate(self.kept)}
 
 
 def bare(plan: AuditPlan, layer: str) -> AuditPlan:
@@ -219,16 +234,16 @@ def _looked(
         own = own[np.abs(own).sum(axis=1) > 0]
         value = float(several[component])
         if len(own) < 2 * settings.smallest:
-            reason = f"above zero on {len(own)} only"
+            reason = f"only {len(own)} samples"
             nothing = np.zeros((2, circuits.shape[1]), dtype=np.float32)
-            yield component, Looked(component, value, (len(own), 0), None, 1.0, False, reason, nothing)
+            yield component, Looked(component, value, (len(own), 0), 0.0, None, 1.0, False, reason, nothing)
             continue
         centroids, first = divided(own)
-        sizes = (int(first.sum()), int((~first).sum()))
+        sizes, distinct = (int(first.sum()), int((~first).sum())), silhouette(own, first)
         kept = centroids.astype(np.float32)
         if sizes[1] < settings.smallest:
-            reason = f"fewer than {settings.smallest} in a group"
-            yield component, Looked(component, value, sizes, None, 1.0, False, reason, kept)
+            reason = "group too small"
+            yield component, Looked(component, value, sizes, distinct, None, 1.0, False, reason, kept)
             continue
         ranks = np.flatnonzero(stored.reference_ids[component] >= 0)
         ids = stored.reference_ids[component][ranks]
@@ -236,23 +251,25 @@ def _looked(
         shown = torch.from_numpy(circuits[np.searchsorted(asked[component], ids)])
         gate = nearest(shown[:, None], torch.from_numpy(kept)[None])[:, 0].numpy()
         rng = generator(atlas.plan, "splitting", settings.layer, str(component))
-        comparison = clarity_raised(np.asarray(stored.embeddings[component])[ranks], gate, rng)
-        reason = "" if comparison else "too few to compare"
-        yield component, Looked(component, value, sizes, comparison, 1.0, False, reason, kept)
+        fewest = -(-settings.smallest * len(ids) // settings.references)
+        comparison = clarity_raised(np.asarray(stored.embeddings[component])[ranks], gate, rng, fewest)
+        reason = "" if comparison else "too few shown"
+        yield component, Looked(component, value, sizes, distinct, comparison, 1.0, False, reason, kept)
 
 
 def judged(looked: Sequence[Looked], settings: Settings) -> tuple[Looked, ...]:
-    """The same with p-values adjusted over all of them, and what follows from these and from how far apart the groups are."""
+    """The same with p-values adjusted over all of them, and what follows from these and from how distinct the groups are."""
     p = np.array([1.0 if one.comparison is None else one.comparison.p for one in looked])
     result = []
     for one, adjusted in zip(looked, benjamini_hochberg(p).tolist(), strict=True):
         reason = one.reason if one.comparison is None else ""
         if one.comparison is not None and adjusted > settings.level:
-            reason = "no clearer than chance"
-        elif one.comparison is not None and one.comparison.apart <= settings.polysemanticity:
-            reason = "groups are alike"
-        kept = not reason
-        result.append(Looked(one.component, one.polysemanticity, one.sizes, one.comparison, adjusted, kept, reason, one.centroids))
+            reason = "no clearer"
+        elif one.comparison is not None and not (
+            one.silhouette > settings.silhouette or one.comparison.separation > settings.separation
+        ):
+            reason = "not distinct"
+        result.append(replace(one, adjusted=adjusted, kept=not reason, reason=reason))
     return tuple(result)
 
 
@@ -271,13 +288,14 @@ def write_fit(atlas: Atlas, engine: Engine, found: Fit, out: Path) -> Splitting:
         splits.append(
             SplitComponent(
                 component=one.component, polysemanticity=one.polysemanticity, sizes=one.sizes, clarity=one.comparison.before,
-                clarity_split=one.comparison.after, apart=one.comparison.apart, p=one.adjusted,
+                clarity_split=one.comparison.after, silhouette=one.silhouette, separation=one.comparison.separation, p=one.adjusted,
             )
         )
     said = Splitting(
         layer=settings.layer, width=found.components, inputs=found.inputs, subject=bench.subject.sha256,
         preprocessing=bench.subject.preprocessing, data=bench.data.sha256, foundation=str(atlas.evidence.foundation["sha256"]),
         polysemanticity=settings.polysemanticity, references=settings.references, smallest=settings.smallest, level=settings.level,
+        silhouette=settings.silhouette, separation=settings.separation,
         at_most=settings.at_most, seed=atlas.plan.audit.seed, looked_at=len(found.looked), splits=tuple(splits),
         device=describe(bench.device), tool=__version__,
     )  # fmt: skip

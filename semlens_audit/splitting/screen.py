@@ -8,6 +8,7 @@ from typing import Any
 
 from semlens_audit.splitting.fit import Fit, Looked
 from semlens_audit.terminal import Text
+from semlens_audit.virtual_header import units_of
 
 __all__ = ["as_json", "print_fit", "summary"]
 
@@ -21,7 +22,7 @@ def as_json(found: Fit, file: Path | None) -> dict[str, Any]:
         "over": found.over,
         "looked_at": len(found.looked),
         "split": [one.component for one in found.kept],
-        "looked": [_row(one) for one in found.looked],
+        "looked": [_row(one) | {"units": list(found.units.get(one.component, ())) or None} for one in found.looked],
         "file": None if file is None else str(file),
     }
 
@@ -32,11 +33,13 @@ def _row(one: Looked) -> dict[str, Any]:
         "component": one.component,
         "polysemanticity": one.polysemanticity,
         "sizes": list(one.sizes),
+        "silhouette": one.silhouette if one.sizes[1] else None,
         "compared": None if compared is None else list(compared.sizes),
         "clarity": None if compared is None else compared.before,
         "clarity_split": None if compared is None else compared.after,
         "clarity_groups": None if compared is None else list(compared.groups),
-        "apart": None if compared is None else compared.apart,
+        "cosine_between": None if compared is None else compared.between,
+        "separation": None if compared is None else compared.separation,
         "p": None if compared is None else compared.p,
         "p_adjusted": one.adjusted,
         "split": one.kept,
@@ -49,8 +52,9 @@ def summary(found: Fit) -> str:
     settings = found.settings
     said = (
         f"{settings.layer}: {found.over:,} of {found.judged:,} components with reference samples have a polysemanticity over "
-        f"{settings.polysemanticity:g}; {len(found.kept):,} of {len(found.looked):,} that were looked at are split, at an adjusted p of "
-        f"at most {settings.level:g} into groups farther apart than that."
+        f"{settings.polysemanticity:g}; {len(found.kept):,} of {len(found.looked):,} that were looked at are split: clearer at an "
+        f"adjusted p of at most {settings.level:g}, and distinct by a silhouette over {settings.silhouette:g} or a separation over "
+        f"{settings.separation:g}."
     )
     if found.over > len(found.looked):
         said += f" {found.over - len(found.looked):,} less polysemantic ones were not looked at: raise --at-most."
@@ -64,23 +68,25 @@ def print_fit(found: Fit) -> None:
 
     console = Console(highlight=False)
     if found.looked:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
         for name, side in (
-            ("component", "right"), ("polysemanticity", "right"), ("samples", "right"), ("clarity", "right"), ("split", "right"),
-            ("apart", "right"), ("p adjusted", "right"), ("", "left"),
+            ("component", "right"), ("poly-\nsemantic", "right"), ("samples", "right"), ("silhou-\nette", "right"), ("clarity", "right"),
+            ("within\ngroups", "right"), ("sepa-\nration", "right"), ("adj.\np", "right"), ("", "left"),
         ):  # fmt: skip
-            table.add_column(name, justify=side)  # type: ignore[arg-type]
+            table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+        units = found.units
         for one in found.looked:
             compared = one.comparison
             table.add_row(
                 str(one.component),
                 f"{one.polysemanticity:.2f}",
                 f"{one.sizes[0]} + {one.sizes[1]}" if one.sizes[1] else str(one.sizes[0]),
+                f"{one.silhouette:.2f}" if one.sizes[1] else "–",
                 "–" if compared is None else f"{compared.before:.3f}",
                 "–" if compared is None else f"{compared.after:.3f}",
-                "–" if compared is None else f"{compared.apart:.2f}",
+                "–" if compared is None else f"{compared.separation:.2f}",
                 "–" if compared is None else f"{one.adjusted:.2g}",
-                Text("split", style="green") if one.kept else Text(one.reason, style="dim"),
+                Text("split: {} + {}".format(*units[one.component]), style="green") if one.kept else Text(one.reason, style="dim"),
             )
         console.print(table)
         console.print()
@@ -89,9 +95,11 @@ def print_fit(found: Fit) -> None:
         settings = found.settings
         console.print(
             Text(
-                f"Samples: of the {settings.references} that activate a component most, in either group of circuits. Clarity: of the up to "
-                f"{found.compared} reference samples of the index, together, and within their groups on average. Apart: 1 - cosine of the "
-                "groups' means.",
+                f"Samples: of the {settings.references} that activate a component most, in either group of circuits. Silhouette: how "
+                f"distinct these groups are. Clarity: mean cosine of the up to {found.compared} reference samples of the index, together, "
+                "and within their groups. Separation: 1 less the difference of reference samples within groups over that between them. "
+                f"Split: the units of {units_of(settings.layer)} that it becomes. Too few shown: hardly any of the index's reference "
+                "samples is of one of the groups.",
                 style="dim",
             )
         )

@@ -267,7 +267,7 @@ class _Floor:
             with watch.part("forward"):
                 self.model(self.inputs)
             with watch.part("encode"):
-                self.foundation._encode(self.crops)
+                self.foundation.encode(self.crops)
         return watch.cost({"forward": len(self.inputs), "encode": len(self.crops)})
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 
 from semlens_audit.atlas.meanings import DRAWS, recentred
-from semlens_audit.atlas.neighbours import drawn_redundancy, redundancy
-from semlens_audit.atlas.polysemanticity import polysemanticity, resampled_polysemanticity
+from semlens_audit.neighbours import drawn_redundancy, redundancy
+from semlens_audit.polysemanticity import polysemanticity, resampled_polysemanticity
 from semlens_audit.resampling import resampled_clarity
 from semlens_audit.scores import unit
 from semlens_audit.units import spread_factor

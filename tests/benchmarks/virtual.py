@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,29 +21,36 @@ import torch
 
 from semlens_audit import index
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.polysemanticity import polysemanticity
 from semlens_audit.components import capture, pool
 from semlens_audit.data import DataSet, open_data
 from semlens_audit.devices import on_device
 from semlens_audit.execution import Execution
 from semlens_audit.paths import resolve
 from semlens_audit.plan import AuditPlan
+from semlens_audit.polysemanticity import polysemanticity
 from semlens_audit.progress import LineProgress
 from semlens_audit.proportions import clopper_pearson
 from semlens_audit.scores import gram, unit
 from semlens_audit.spec import read_plan
 from semlens_audit.splitting.fit import Fit, Settings, bare, fit, judged
+from semlens_audit.splitting.screen import as_json
 from semlens_audit.virtual.splice import splice_virtual
 from semlens_audit.work import Bench, LocalEngine
 
 DEFAULT = ("audits/phantom-clean.yaml", "audits/phantom-shortcut.yaml")
-DECLARED = (0.0, 0.1, 0.2, 0.25, 0.3, 0.35)
+DECLARED = (0.0, 0.2, 0.3)
 """Polysemanticities that are declared."""
+SEEDS = (0, 1, 2)
 MOST = 0.3
 """Below which a unit is known to stand for one thing where only crops tell."""
 APART = 0.2
 """Most cosine of the centred concept embeddings of two units that are added up."""
 TOP, REFERENCES, PURE, OFTEN, OFTEN_SEEN = 100, 30, 0.95, 6, 0.6
+HEADER = (
+    "| audit | layer | seed | declared polysemanticity | sums over it | sums split | purity of their top 100: mean, median "
+    "| sums recovered: split, at least 95 % pure | known units left whole | all original units left whole |\n"
+    "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
 
 NETWORK = '''"""A network with units that are sums of two others."""
 
@@ -116,6 +123,8 @@ class Known:
         attribute in common, which no more than 60 % of all have. Elsewhere those of the clearer half that are not polysemantic.
     width
         K.
+    drawn
+        Seed -> (P,) bool: the pairs that it draws.
     """
 
     pairs: np.ndarray
@@ -123,6 +132,7 @@ class Known:
     scales: np.ndarray
     single: np.ndarray
     width: int
+    drawn: dict[int, np.ndarray]
 
 
 def prepared(file: Path, layer: str | None, folder: Path) -> AuditPlan:
@@ -148,28 +158,56 @@ def pooled_activations(bench: Bench, layer: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def known(plan: AuditPlan, most: int, seed: int) -> Known:
+def known(plan: AuditPlan, most: int, seeds: Sequence[int]) -> Known:
     """Units that stand for one thing, and pairs of those that stand for different things."""
     layer = plan.audit.layers[0]
     data = open_data(plan)
     every = pooled_activations(Bench(plan, data, execution=Execution(device="cpu")), layer)
-    single, different = _told_by_data(data, every) if data.attributes else _told_by_crops(plan)
+    if data.attributes:
+        single, different = _told_by_data(data, every)
+    else:
+        index.build(plan, progress=LineProgress(sys.stderr), execution=Execution(device="cpu"))
+        single, different = _told_by_crops(plan)
+    return pairs_of(every, single, different, most, seeds)
+
+
+def pairs_of(every: np.ndarray, single: np.ndarray, different: np.ndarray, most: int, seeds: Sequence[int]) -> Known:
+    """Pairs of known units of different things, drawn with each seed; a pair that several draw is one.
+
+    Parameters
+    ----------
+    every
+        (N, K) activation of every unit on every image.
+    single, different
+        (n,) known units, and (n, n) whether two of them stand for different things.
+    most
+        Pairs for each seed.
+    seeds
+        Draw them.
+    """
     pooled = every[:, single]
     levels = np.quantile(pooled, 0.9, axis=0)
     above = np.maximum(pooled - levels, 0.0)
     scales = np.sort(above, axis=0)[-REFERENCES:].mean(axis=0)
     above /= scales
-    rng, pairs, used = np.random.default_rng(seed), list[tuple[int, int]](), np.zeros(len(single), dtype=int)
-    for place in rng.permutation(len(single) ** 2):
-        one, other = divmod(int(place), len(single))
+    drawn = {seed: _drawn(above, different, most, np.random.default_rng(seed)) for seed in seeds}
+    pairs = list(dict.fromkeys(pair for some in drawn.values() for pair in some))
+    chosen = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    owned = {seed: np.array([pair in some for pair in pairs], dtype=bool) for seed, some in drawn.items()}
+    return Known(single[chosen], levels[chosen], scales[chosen], single, every.shape[1], owned)
+
+
+def _drawn(above: np.ndarray, different: np.ndarray, most: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    pairs, used = list[tuple[int, int]](), np.zeros(len(different), dtype=int)
+    for place in rng.permutation(len(different) ** 2):
+        one, other = divmod(int(place), len(different))
         apart = one < other and max(used[one], used[other]) < OFTEN and different[one, other]
         if apart and _either_or(above[:, one], above[:, other]):
             used[[one, other]] += 1
             pairs.append((one, other))
         if len(pairs) == most:
             break
-    chosen = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return Known(single[chosen], levels[chosen], scales[chosen], single, every.shape[1])
+    return pairs
 
 
 def _told_by_data(data: DataSet, pooled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,39 +294,45 @@ def share(hits: int, n: int) -> str:
     return f"{100 * hits / n:.0f} % ({hits} of {n}; {100 * low:.0f}–{100 * high:.0f} %)"
 
 
-def measured(file: Path, layer: str | None, most: int, seed: int, folder: Path) -> Iterator[str]:
+def measured(file: Path, layer: str | None, most: int, seeds: Sequence[int], folder: Path) -> Iterator[str]:
     """Rows of the table for one audit."""
     folder.mkdir(parents=True, exist_ok=True)
-    progress, where = LineProgress(sys.stderr), Execution(device="cpu")
     plan = prepared(file, layer, folder)
-    index.build(plan, progress=progress, execution=where)
-    units = known(plan, most, seed)
+    name, units = f"`{plan.audit.layers[0]}`", known(plan, most, seeds)
     if not len(units.pairs):
-        none = f"no two of {len(units.single)} known units exclude each other"
-        yield f"| {plan.audit.audit} | `{plan.audit.layers[0]}` | {none} | | | | | | |"
+        yield f"| {plan.audit.audit} | {name} | no two of {len(units.single)} known units exclude each other | | | | | | | |"
         return
-    other = mixed(plan, units, folder)
-    index.build(other, allow_code=True, progress=progress, execution=where)
-    name = other.audit.layers[0]
-    settings = Settings(name, polysemanticity=0.0, references=TOP, at_most=10_000)
-    with Atlas(bare(other, name)) as atlas:
+    yield from split_and_judged(plan.audit.audit, name, mixed(plan, units, folder), units, folder)
+
+
+def split_and_judged(title: str, layer: str, plan: AuditPlan, known: Known, folder: Path) -> Iterator[str]:
+    """Rows of the table for a layer with sums, which is indexed and split.
+
+    What comes of components is computed once; p-values are adjusted over the original units and the sums of each seed apart.
+    """
+    progress, where, name = LineProgress(sys.stderr), Execution(device="cpu"), plan.audit.layers[0]
+    index.build(plan, allow_code=True, progress=progress, execution=where)
+    with Atlas(bare(plan, name)) as atlas:
         engine = LocalEngine(Bench(atlas.plan, atlas.data, allow_code=True, execution=where))
-        found = fit(atlas, engine, settings, progress)
-        purity = purities(engine.bench, found, units, name)
-    sums, every = range(units.width, units.width + len(units.pairs)), range(units.width)
-    for threshold in DECLARED:
-        over = [one for one in found.looked if one.polysemanticity > threshold]
-        kept = {one.component for one in judged(over, replace(settings, polysemanticity=threshold)) if one.kept}
-        pure = [one for one in sums if one in kept and purity.get(one, 0.0) >= PURE]
-        many = {one.component for one in over}
-        whole = (share(sum(one not in kept for one in some), len(some)) for some in (units.single.tolist(), every))
-        yield (
-            f"| {plan.audit.audit} | `{plan.audit.layers[0]}` | {threshold:g} | {share(sum(one in many for one in sums), len(sums))} "
-            f"| {share(sum(one in kept for one in sums), len(sums))} "
-            f"| {100 * np.mean(list(purity.values())):.1f} %, {100 * np.median(list(purity.values())):.1f} % "
-            f"| {share(len(pure), len(sums))} | {' | '.join(whole)} |"
-        )
+        found = fit(atlas, engine, Settings(name, polysemanticity=0.0, references=TOP, at_most=10_000), progress)
+        purity = purities(engine.bench, found, known, name)
+    for seed, drawn in known.drawn.items():
+        sums, every = (known.width + np.flatnonzero(drawn)).tolist(), range(known.width)
+        own = [one for one in found.looked if one.component < known.width or one.component in sums]
+        pure = [purity[one] for one in sums if one in purity]
+        for threshold in DECLARED:
+            over = [one for one in own if one.polysemanticity > threshold]
+            kept = {one.component for one in judged(over, replace(found.settings, polysemanticity=threshold)) if one.kept}
+            recovered, many = sum(one in kept and purity[one] >= PURE for one in sums), {one.component for one in over}
+            whole = (share(sum(one not in kept for one in some), len(some)) for some in (known.single.tolist(), every))
+            yield (
+                f"| {title} | {layer} | {seed} | {threshold:g} | {share(sum(one in many for one in sums), len(sums))} "
+                f"| {share(sum(one in kept for one in sums), len(sums))} | {100 * np.mean(pure):.1f} %, {100 * np.median(pure):.1f} % "
+                f"| {share(recovered, len(sums))} | {' | '.join(whole)} |"
+            )
     (folder / "purity.json").write_text(json.dumps({str(one): value for one, value in purity.items()}, indent=1))
+    rows = [row | {"purity": purity.get(row["component"])} for row in as_json(found, None)["looked"]]
+    (folder / "looked.json").write_text(json.dumps(rows, indent=1))
 
 
 def main() -> None:
@@ -297,17 +341,13 @@ def main() -> None:
     parser.add_argument("audits", nargs="*", default=DEFAULT, type=Path)
     parser.add_argument("--layer", help="of each audit; default: its first")
     parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="each draws its own pairs; all sums are indexed together")
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
-    print(
-        "| audit | layer | declared polysemanticity | sums over it | sums split | purity of their top 100: mean, median "
-        "| sums recovered: split, at least 95 % pure | known units left whole | all original units left whole |"
-    )
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(HEADER)
     with tempfile.TemporaryDirectory() as temporary:
         for file in asked.audits:
-            for line in measured(Path(file), asked.layer, asked.pairs, asked.seed, (asked.folder or Path(temporary)) / Path(file).stem):
+            for line in measured(Path(file), asked.layer, asked.pairs, asked.seeds, (asked.folder or Path(temporary)) / Path(file).stem):
                 print(line, flush=True)
 
 

@@ -18,8 +18,6 @@ from ruamel.yaml import YAML
 from semlens_audit.resources import templates_dir
 from tests.e2e.conftest import ENVIRONMENT, SmallAudit
 
-pytestmark = pytest.mark.xdist_group("small-audit")
-
 RULER = {"id": "ruler", "kind": "behavioural_effect", "class": "melanoma", "concepts": ["ruler"]}
 
 

@@ -10,8 +10,6 @@ import pytest
 
 from tests.e2e.conftest import Run, SmallAudit, small_audit
 
-pytestmark = pytest.mark.xdist_group("small-audit")
-
 CHECKS = (
     {"id": "ruler", "kind": "concept_not_used", "concepts": ["ruler"], "criterion": {"at_most": 0.6}},
     {"id": "ruler-effect", "kind": "behavioural_effect", "concepts": ["ruler"], "criterion": {"at_most": 2.0}},

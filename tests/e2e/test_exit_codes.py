@@ -17,8 +17,6 @@ from PIL import Image
 
 from tests.e2e.conftest import ENVIRONMENT, Run, SmallAudit, small_audit
 
-pytestmark = pytest.mark.xdist_group("small-audit")
-
 LEFT = {"results.json", "report.html", "junit.xml", "results.sarif", "oscal.json", "bom.cdx.json", "summary.md"}
 RULER = {"id": "ruler", "kind": "concept_not_used", "concepts": ["ruler"]}
 

@@ -16,8 +16,6 @@ from typer.testing import CliRunner
 from semlens_audit import cli, waivers
 from tests.e2e.conftest import ENVIRONMENT, Run, SmallAudit, small_audit
 
-pytestmark = pytest.mark.xdist_group("small-audit")
-
 WHY = "Rulers are cropped away before the model sees a picture."
 LEFT = {"results.json", "report.html", "junit.xml", "results.sarif", "oscal.json", "bom.cdx.json", "summary.md"}
 

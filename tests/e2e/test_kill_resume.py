@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,19 @@ from tests.unit import index_world as world
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
-# Kills itself before or after the commit of a given number, or in the middle of a transaction.
+# Stands by with everything imported. For every line "folder moment at" it forks a process that builds the index and kills itself before
+# or after the commit of that number, or in the middle of the transaction of that number; and says how it ended.
 KILLED = """
-    import os, signal, sys
+    import os, signal, sys, traceback
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from semlens_audit import index, spec, stages
+    import semlens_audit._torchvision
+    from semlens_audit import attribution_pass, crops, index, pairs, passes, regions, spec, stages
+    import open_clip, timm, zennit
     from semlens_audit.store import Store
+
     stages.NULL_CROPS = 60
-    moment, at = sys.argv[2], int(sys.argv[3])
     real, append, commits, appends = Store.execute, Store.append, 0, 0
 
     def kill():
@@ -55,15 +59,40 @@ KILLED = """
 
     Store.execute = execute
     Store.append = half
-    index.build(spec.read_plan(Path(sys.argv[1])))
+    for line in sys.stdin:
+        folder, moment, number = line.split()
+        at = int(number)
+        child = os.fork()
+        if not child:
+            code = 99
+            try:
+                index.build(spec.read_plan(Path(folder) / "audit.yaml"))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+Build = Callable[[Path, str, int], int]
 
 
-def build(folder: Path, moment: str, at: int) -> int:
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder / "audit.yaml"), moment, str(at)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
-    return done.returncode
+@pytest.fixture(scope="module")
+def build() -> Iterator[Build]:
+    """``build(folder, moment, at)`` indexes the world in `folder` until it is killed, and gives the exit code."""
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(KILLED)], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as nursery:
+
+        def run(folder: Path, moment: str, at: int) -> int:
+            assert nursery.stdin is not None
+            assert nursery.stdout is not None
+            print(folder, moment, at, file=nursery.stdin, flush=True)
+            ended = int(nursery.stdout.readline())
+            assert ended in {0, -signal.SIGKILL}
+            return ended
+
+        yield run
 
 
 def content(folder: Path) -> str:
@@ -78,7 +107,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def uninterrupted(origin: Path, tmp_path_factory: pytest.TempPathFactory, build: Build) -> str:
     folder = tmp_path_factory.mktemp("whole") / "world"
     shutil.copytree(origin, folder)
     assert build(folder, "never", 0) == 0
@@ -88,7 +117,7 @@ def uninterrupted(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> str
 @pytest.mark.slow
 @pytest.mark.parametrize(("moment", "at"), [("after", 12), ("within", 9)])
 def test_killed_again_and_again_the_content_is_that_of_an_uninterrupted_run(
-    origin: Path, tmp_path: Path, uninterrupted: str, moment: str, at: int
+    origin: Path, tmp_path: Path, uninterrupted: str, build: Build, moment: str, at: int
 ) -> None:
     folder = tmp_path / "world"
     shutil.copytree(origin, folder)

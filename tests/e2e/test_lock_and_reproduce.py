@@ -12,8 +12,6 @@ import pytest
 
 from tests.e2e.conftest import Run, SmallAudit
 
-pytestmark = pytest.mark.xdist_group("small-audit")
-
 RULER = {"id": "ruler", "kind": "concept_not_used", "concepts": ["ruler"]}
 
 

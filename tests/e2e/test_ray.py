@@ -21,7 +21,6 @@ from tests.unit import index_world as world
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("ray"),
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; pip install 'semlens-audit[ray]'"),
 ]
 

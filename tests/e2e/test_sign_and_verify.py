@@ -13,8 +13,6 @@ from semlens_audit.record_file import RESULTS, write_record
 from tests.e2e.conftest import ENVIRONMENT, Run
 from tests.golden.consistent_record import consistent
 
-pytestmark = pytest.mark.xdist_group("signed")
-
 pytest.importorskip("weasyprint", reason="Pango is not installed", exc_type=OSError)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,34 @@ CLIP = {
     },
     "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "resize_mode": "squash"},
 }
+
+
+@contextmanager
+def quick(null_crops: int = 40) -> Iterator[None]:
+    """Few random crops, and one thread: two wait for each other longer than these networks take."""
+    import torch
+
+    from semlens_audit import stages
+
+    threads, before = torch.get_num_threads(), stages.NULL_CROPS
+    torch.set_num_threads(1)
+    stages.NULL_CROPS = null_crops
+    try:
+        yield
+    finally:
+        stages.NULL_CROPS = before
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def indexed(folder: Path, null_crops: int = 40) -> Iterator[AuditPlan]:
+    """The world of `write_world` in `folder`, its index complete, and `quick` for as long as it is used."""
+    from semlens_audit import index
+
+    with quick(null_crops):
+        made = plan(write_world(folder))
+        index.build(made)
+        yield made
 
 
 def write_clip(folder: Path, seed: int = 0) -> Path:

@@ -19,10 +19,10 @@ from semlens_audit.atlas.comparison import compare, compare_layers, require_comp
 from semlens_audit.atlas.comparison_words import sentences, side_name
 from semlens_audit.atlas.matching import Chance, beyond_chance, chance_clarity, chance_matches, one_to_one
 from semlens_audit.atlas.meanings import Meanings, draw_weights
-from semlens_audit.atlas.neighbours import best_match, drawn_matches
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.shifts import Counted, common_concepts, firm, kin, meant, shifts
 from semlens_audit.errors import UsageError
+from semlens_audit.neighbours import best_match, drawn_matches
 from semlens_audit.plan import AuditPlan
 from semlens_audit.scores import clarity, unit
 from tests.unit import index_world as world
@@ -124,7 +124,7 @@ class TestOneToOne:
 
 
 def test_drawn_matches_against_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    from semlens_audit.atlas import neighbours
+    from semlens_audit import neighbours
 
     monkeypatch.setattr(neighbours, "_ROWS", 2)
     rng = RNG(0)
@@ -179,44 +179,37 @@ class TestShifts:
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, AuditPlan]]:
     """One world; the same network, another, the same with permuted channels, and the same on other data, in one store."""
-    import torch
     from safetensors.torch import load_file, save_file
 
-    from semlens_audit import stages
+    with world.quick(400):
+        folder = world.write_world(tmp_path_factory.mktemp("comparison"), dead=1)
+        world.write_subject(folder / "other.safetensors", seed=5)
+        world.write_images(folder / "images2", samples=12, seed=8)
+        state = load_file(folder / "small.safetensors")
+        save_file(permuted(state, [2, 0, 3, 1]), folder / "permuted.safetensors")
 
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 400
-    folder = world.write_world(tmp_path_factory.mktemp("comparison"), dead=1)
-    world.write_subject(folder / "other.safetensors", seed=5)
-    world.write_images(folder / "images2", samples=12, seed=8)
-    state = load_file(folder / "small.safetensors")
-    save_file(permuted(state, [2, 0, 3, 1]), folder / "permuted.safetensors")
+        def audit(name: str, **more: object) -> AuditPlan:
+            values = world.audit(audit=name, layers=["layer1"]) | more
+            (folder / f"{name}.yaml").write_text(json.dumps(values))
+            return world.plan(folder, values).model_copy(update={"audit_file": str(folder / f"{name}.yaml")})
 
-    def audit(name: str, **more: object) -> AuditPlan:
-        values = world.audit(audit=name, layers=["layer1"]) | more
-        (folder / f"{name}.yaml").write_text(json.dumps(values))
-        return world.plan(folder, values).model_copy(update={"audit_file": str(folder / f"{name}.yaml")})
+        def subject(weights: str) -> dict[str, object]:
+            own = world.audit()["subject"]
+            return {**own, "model": {**own["model"], "weights": weights}}
 
-    def subject(weights: str) -> dict[str, object]:
-        own = world.audit()["subject"]
-        return {**own, "model": {**own["model"], "weights": weights}}
-
-    made = {
-        "one": audit("one", layers=["layer1", "layer3"]),
-        "other": audit("other", subject=subject("other.safetensors")),
-        "permuted": audit("permuted", subject=subject("permuted.safetensors")),
-        "elsewhere": audit(
-            "elsewhere",
-            data={"source": "folder", "path": "images2"},
-            measurement=world.audit()["measurement"] | {"reference_samples": 3},
-        ),
-    }
-    for plan in made.values():
-        index.build(plan)
-    yield made
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+        made = {
+            "one": audit("one", layers=["layer1", "layer3"]),
+            "other": audit("other", subject=subject("other.safetensors")),
+            "permuted": audit("permuted", subject=subject("permuted.safetensors")),
+            "elsewhere": audit(
+                "elsewhere",
+                data={"source": "folder", "path": "images2"},
+                measurement=world.audit()["measurement"] | {"reference_samples": 3},
+            ),
+        }
+        for plan in made.values():
+            index.build(plan)
+        yield made
 
 
 def permuted(state: dict, order: list[int]) -> dict:
@@ -440,7 +433,9 @@ class TestVerb:
         ids = [part.split('"')[0] for part in text.split(' id="')[1:]]
         assert len(ids) == len(set(ids))
         told = runner.invoke(cli.app, ["compare", *files, "--json"])
-        assert Comparison.model_validate({k: v for k, v in json.loads(told.stdout).items() if k != "files"}).schema_version == 1
+        found = Comparison.model_validate_json(told.stdout)
+        assert (found.schema_version, found.files, found.portraits) == (2, (), ())
+        assert found.layers[0].first.stages.keys() >= {"foundation", "probes", "crops:layer1", "relevance:layer1"}
 
     def test_two_layers_of_one_audit(self, plans: dict[str, AuditPlan], tmp_path: Path) -> None:
         runner, page = CliRunner(), tmp_path / "layers.html"

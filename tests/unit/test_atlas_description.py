@@ -13,12 +13,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from semlens_audit import cli, index, scores, stages
+from semlens_audit import cli, scores
 from semlens_audit.atlas.description import Description, describe, description_values
 from semlens_audit.atlas.description_pages import description_page
 from semlens_audit.atlas.description_words import direction, sentences
@@ -77,15 +76,8 @@ def test_direction(signed: float, said: str) -> None:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditPlan]:
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 60
-    folder = world.write_world(tmp_path_factory.mktemp("description"), dead=1)
-    made = world.plan(folder)
-    index.build(made)
-    yield made
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.indexed(tmp_path_factory.mktemp("description"), 60) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from semlens_audit import cli, results, stages
+from semlens_audit import cli, results
 from semlens_audit.atlas.description import Description, describe
 from semlens_audit.atlas.draft import UNDECIDED, DraftedConcept, draft_concepts, entries
 from semlens_audit.atlas.extended_spec import with_concepts
@@ -172,23 +171,19 @@ def of_three_kinds(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def audit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of the small world, whose only concept no component means."""
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 60
-    folder = world.write_world(tmp_path_factory.mktemp("draft"))
-    of_three_kinds(folder / "images")
-    values = world.spec()
-    values["concepts"] = [{"id": "ruler", "role": "spurious", "descriptions": ["a ruler"]}]
-    with (folder / "spec.yaml").open("w") as stream:
-        YAML().dump(values, stream)
-    changed = world.audit(layers=["layer3"], examples_root="images")
-    changed["measurement"] |= {"minimum_samples": 5, "intervention": "none", "minimum_recognition": 0.5, "false_discovery_rate": 0.2}
-    changed["measurement"]["significance"] = 1.5
-    (folder / "audit.yaml").write_text(json.dumps(changed))
-    results.carry_out(read_plan(folder / "audit.yaml"), progress=SilentProgress(), pdf=False)
-    yield folder / "audit.yaml"
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.quick(60):
+        folder = world.write_world(tmp_path_factory.mktemp("draft"))
+        of_three_kinds(folder / "images")
+        values = world.spec()
+        values["concepts"] = [{"id": "ruler", "role": "spurious", "descriptions": ["a ruler"]}]
+        with (folder / "spec.yaml").open("w") as stream:
+            YAML().dump(values, stream)
+        changed = world.audit(layers=["layer3"], examples_root="images")
+        changed["measurement"] |= {"minimum_samples": 5, "intervention": "none", "minimum_recognition": 0.5, "false_discovery_rate": 0.2}
+        changed["measurement"]["significance"] = 1.5
+        (folder / "audit.yaml").write_text(json.dumps(changed))
+        results.carry_out(read_plan(folder / "audit.yaml"), progress=SilentProgress(), pdf=False)
+        yield folder / "audit.yaml"
 
 
 def unexplained(audit: Path) -> float:

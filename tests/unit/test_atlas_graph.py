@@ -25,13 +25,7 @@ from tests.unit import index_world as world
 # isort: split
 from zennit.composites import EpsilonPlusFlat
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Chain(nn.Module):

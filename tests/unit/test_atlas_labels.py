@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from semlens_audit import cli, index
+from semlens_audit import cli
 from semlens_audit.atlas import embedded_words, label_pages, labelling, labels, vocabulary
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.vocabulary import WordExample
@@ -191,18 +191,8 @@ def test_sizes_of_random_sets_never_exceed_what_a_component_has() -> None:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditPlan]:
-    import torch
-
-    from semlens_audit import stages
-
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    made = world.plan(world.write_world(tmp_path_factory.mktemp("labels"), dead=1))
-    index.build(made)
-    yield made
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.indexed(tmp_path_factory.mktemp("labels")) as made:
+        yield made
 
 
 @pytest.fixture

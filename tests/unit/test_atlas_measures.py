@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from semlens_audit import cli, index
+from semlens_audit import cli
 from semlens_audit.atlas import measures as atlas_measures
 from semlens_audit.atlas.meanings import Meanings, draw_weights, recentred
 from semlens_audit.atlas.measure_figures import Dot, DotRow, PairPoint, Span, dots, pair_plot
 from semlens_audit.atlas.measures import QUANTITIES, layer_measures, measure_table, summarise
-from semlens_audit.atlas.neighbours import best_match, drawn_redundancy, redundancy
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.polysemanticity import halves, polysemanticity, resampled_polysemanticity
 from semlens_audit.errors import UsageError
 from semlens_audit.figures import PAPER
 from semlens_audit.measured import Interval, Measurement
+from semlens_audit.neighbours import best_match, drawn_redundancy, redundancy
 from semlens_audit.plan import AuditPlan
+from semlens_audit.polysemanticity import halves, polysemanticity, resampled_polysemanticity
 from semlens_audit.scores import clarity, unit
 from tests.unit import index_world as world
 
@@ -197,18 +197,8 @@ def test_draws_are_moved_to_the_estimate() -> None:
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditPlan]:
-    import torch
-
-    from semlens_audit import stages
-
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    made = world.plan(world.write_world(tmp_path_factory.mktemp("measures"), dead=1))
-    index.build(made)
-    yield made
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.indexed(tmp_path_factory.mktemp("measures")) as made:
+        yield made
 
 
 @pytest.fixture

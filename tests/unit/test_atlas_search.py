@@ -31,18 +31,8 @@ from tests.unit import index_world as world
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditPlan]:
-    import torch
-
-    from semlens_audit import stages
-
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    made = world.plan(world.write_world(tmp_path_factory.mktemp("search"), dead=1))
-    index.build(made)
-    yield made
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.indexed(tmp_path_factory.mktemp("search")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

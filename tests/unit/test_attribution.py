@@ -21,12 +21,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 METHODS = ("lrp", "activation_x_gradient")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count: int, size: int = 32, seed: int = 1) -> torch.Tensor:

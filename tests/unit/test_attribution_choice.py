@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from semlens_audit import attribution_pass, chapters, index, stages
 from semlens_audit.attribution_choice import Choice
@@ -29,12 +28,8 @@ BOTH = {"layer1": Choice("activation_x_gradient", "made up", 0.1), "layer3": Cho
 
 @pytest.fixture(scope="module", autouse=True)
 def small() -> Iterator[None]:
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 20
-    yield
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.quick(20):
+        yield
 
 
 @pytest.fixture(scope="module")

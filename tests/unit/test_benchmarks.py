@@ -15,13 +15,7 @@ import torch
 from tests.benchmarks import agreement, growth, peer_world, published, scaling, versus
 from tests.benchmarks.contenders import CONTENDERS, Clock, Cost, Remote
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_intersection_over_union():

@@ -64,22 +64,14 @@ class TestFormulas:
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[AuditPlan, AuditPlan]]:
     """The same audit with mean and with contrastive concept embeddings, indexed into one store."""
-    import torch
-
-    from semlens_audit import stages
-
     folder = world.write_world(tmp_path_factory.mktemp("contrast"))
     mean = world.audit()
     contrastive = mean | {"measurement": mean["measurement"] | {"concept_embedding": "contrastive", "gamma": 0.5}}
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    both = world.plan(folder, mean), world.plan(folder, contrastive)
-    for plan in both:
-        index.build(plan)
-    yield both
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.quick():
+        both = world.plan(folder, mean), world.plan(folder, contrastive)
+        for plan in both:
+            index.build(plan)
+        yield both
 
 
 class TestInAnIndex:
@@ -110,10 +102,29 @@ class TestInAnIndex:
                 assert left is not None
                 for component, ids in enumerate(source.reference_ids):
                     below = activations[:, component] < activations[:, component].mean()
+                    below &= ~np.isin(source.null_samples, ids)
                     for rank in np.flatnonzero(ids >= 0):
                         p = plain[component, rank]
-                        n = crops[slow_contrast(p, crops, below)]
+                        place = slow_contrast(p, crops, below)
+                        n = crops[place] if place != NONE else np.zeros_like(p)
                         assert left[component, rank] == pytest.approx(p - 0.5 * (p @ n) * n, abs=1e-6)
+
+    def test_no_reference_sample_takes_away_what_its_component_means(self, plans: tuple[AuditPlan, AuditPlan]) -> None:
+        plan = plans[1]
+        data = open_data(plan)
+        with Store.open(Path(plan.audit_file).parent / "store.duckdb", read_only=True) as store:
+            evidence, keys = index.load_evidence(plan, data, store), index.evidence_stages(plan, data, store)
+            assert evidence is not None
+            contrasted = set()
+            for source in evidence.layers:
+                assert source.null_samples is not None
+                rows = store.arrays(
+                    "SELECT component, rank, contrast FROM contrast WHERE stage = ? AND contrast <> -1", (keys[f"contrast:{source.layer}"],)
+                )
+                for component, position in zip(rows["component"], rows["contrast"], strict=True):
+                    contrasted.add((source.layer, int(component)))
+                    assert source.null_samples[position] not in source.reference_ids[component]
+            assert len(contrasted) > 5
 
     def test_a_random_crop_is_contrasted_with_one_of_another_image(self, plans: tuple[AuditPlan, AuditPlan]) -> None:
         plan = plans[1]

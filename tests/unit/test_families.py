@@ -30,12 +30,7 @@ SIGNED = {"inverted residual", "squeeze and excitation", "hard swish", "convnext
 """Families whose convolutions read or write negative activations, of which z+ loses what has no positive contribution."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass

@@ -40,17 +40,8 @@ class Built:
 @pytest.fixture(scope="module", autouse=True)
 def small_and_quick() -> Iterator[None]:
     """One thread, and fewer random crops, which would be most of the work here."""
-    import torch
-
-    from semlens_audit import stages
-
-    # Two threads wait for each other longer than these networks take, the more so where other tests run beside.
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    yield
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.quick():
+        yield
 
 
 @pytest.fixture(scope="module")

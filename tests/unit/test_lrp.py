@@ -25,14 +25,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from zennit.composites import EpsilonPlusFlat
 from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small convolutions lose more by waiting for a second thread than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small_vgg(widths: list[int | str], *, batch_norm: bool = False) -> nn.Module:

@@ -28,12 +28,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 native = pytest.mark.skipif(not has_bfloat16(torch.device("cpu")), reason="the processor has no bfloat16 instructions")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Shared(nn.Module):

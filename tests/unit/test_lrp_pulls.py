@@ -30,12 +30,7 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(name: str, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, dict[str, object], torch.Tensor]:

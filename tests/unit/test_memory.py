@@ -14,13 +14,7 @@ from semlens_audit.errors import ExecutionError, UsageError
 from semlens_audit.memory import DATABASE, LEAST_DATABASE, Limit, divide, parse_size, resident, show_size
 from tests.unit import index_world as world
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    """As in the processes that are started here."""
-    import torch
-
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestSizes:

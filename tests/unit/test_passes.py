@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,7 @@ from semlens_audit.store import Store
 from semlens_audit.threads import shared_among
 from tests.unit import index_world as world
 
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TestReferences:
@@ -92,10 +85,13 @@ class TestThreads:
         with pytest.raises(KeyboardInterrupt):
             index.build(plan)
         torch.set_num_threads(3)
-        index.build(plan)
+        try:
+            index.build(plan)
+            assert torch.get_num_threads() == 3
+        finally:
+            torch.set_num_threads(1)
         assert len(seen) >= 2
         assert set(seen) == {1}
-        assert torch.get_num_threads() == 3
         with Store.open(tmp_path / "store.duckdb") as store:
             begun = {name: store.stage(key).facts.get("threads") for name, key in store.rows("SELECT name, key FROM stage")}  # type: ignore[union-attr]
         order = ("outputs", "references:layer3", "relevance:layer3", "crops:layer3")

@@ -26,8 +26,6 @@ from tests.pdf_rules import ARCHIVE
 from tests.pdf_ua_rules import ACCESS, Tagged, complaints
 from tests.unit.signing_world import by_both
 
-pytestmark = pytest.mark.xdist_group("pdf")
-
 pytest.importorskip("weasyprint", reason="Pango is not installed", exc_type=OSError)
 RULES = ARCHIVE | ACCESS
 

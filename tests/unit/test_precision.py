@@ -24,9 +24,7 @@ from tests.unit import index_world as world
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def unlike(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

@@ -24,8 +24,6 @@ from semlens_audit.qualification.entrants import Entrant, Recipe, weights_file
 from semlens_audit.qualification.population import Member
 from semlens_audit.qualification.worlds import WORLDS, available
 
-pytestmark = pytest.mark.xdist_group("campaign")
-
 DERMOSCOPY = WORLDS["dermoscopy"]
 TINY = campaign.Parameters(
     recipe=Recipe(renders=64, epochs=0.01), scenes=6, samples=80, repeats=0,

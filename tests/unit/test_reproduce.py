@@ -25,18 +25,9 @@ from tests.unit import index_world as world
 
 @pytest.fixture(scope="module", autouse=True)
 def small_and_quick() -> Iterator[None]:
-    import torch
-
-    from semlens_audit import stages
-
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    with pytest.MonkeyPatch.context() as patch:
+    with world.quick(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(provenance, "revision", lambda: "0123456789ab")  # whoever commits meanwhile
         yield
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

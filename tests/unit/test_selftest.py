@@ -36,16 +36,8 @@ from tests.unit import synthetic
 
 @pytest.fixture(scope="module", autouse=True)
 def small_and_quick() -> Iterator[None]:
-    import torch
-
-    from semlens_audit import stages
-
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    yield
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.quick():
+        yield
 
 
 @pytest.fixture(scope="module")

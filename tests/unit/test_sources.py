@@ -28,12 +28,8 @@ from tests.unit import index_world as world
 
 @pytest.fixture(scope="module", autouse=True)
 def small_and_quick() -> Iterator[None]:
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 30
-    yield
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.quick(30):
+        yield
 
 
 @pytest.fixture(scope="module")

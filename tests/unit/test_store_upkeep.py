@@ -33,26 +33,18 @@ OTHER = {"audit": "other", "layers": ["layer3"], "measurement": world.audit()["m
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder whose store holds the indexes of two audits, a log with a chain, caches and measurements."""
-    import torch
-
-    from semlens_audit import stages
-
-    threads, before = torch.get_num_threads(), stages.NULL_CROPS
-    torch.set_num_threads(1)
-    stages.NULL_CROPS = 40
-    folder = world.write_world(tmp_path_factory.mktemp("upkeep"))
-    (folder / "other.yaml").write_text(json.dumps(world.audit(**OTHER)))
-    for plan in plans(folder):
-        index.build(plan)
-        explore.components(plan, top=1)
-    with Store.open(folder / "store.duckdb") as store:
-        for i in range(3):
-            run_log.append(store, "audit", {"audit": "made-up", "number_of_run": i})
-        store.put_measurement("k", "{}")
-        store.begin("outputs", {"stage": "outputs", "classes": ["a"]}, 5)
-    yield folder
-    stages.NULL_CROPS = before
-    torch.set_num_threads(threads)
+    with world.quick():
+        folder = world.write_world(tmp_path_factory.mktemp("upkeep"))
+        (folder / "other.yaml").write_text(json.dumps(world.audit(**OTHER)))
+        for plan in plans(folder):
+            index.build(plan)
+            explore.components(plan, top=1)
+        with Store.open(folder / "store.duckdb") as store:
+            for i in range(3):
+                run_log.append(store, "audit", {"audit": "made-up", "number_of_run": i})
+            store.put_measurement("k", "{}")
+            store.begin("outputs", {"stage": "outputs", "classes": ["a"]}, 5)
+        yield folder
 
 
 def plans(folder: Path) -> tuple[AuditPlan, AuditPlan]:

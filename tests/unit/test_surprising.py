@@ -14,6 +14,7 @@ from semlens_audit.assignment import assign_layer
 from semlens_audit.atlas import surprising as module
 from semlens_audit.atlas.opening import Atlas
 from semlens_audit.atlas.surprising import surprise_values, surprising
+from semlens_audit.atlas.surprising_pages import layer_sentences, surprising_page
 from semlens_audit.cli import app
 from semlens_audit.errors import UsageError
 from semlens_audit.execution import Execution
@@ -98,11 +99,40 @@ def test_the_verb_prints_a_table_or_json(world: Path, atlas: Atlas) -> None:
     told = run(app, ["surprising", str(world / "audit.yaml"), "--json", "--clarity", "-1", "--carried", "1", "--class", "nevus"])
     assert told.exit_code == 0, told.output
     values = json.loads(told.stdout)
-    assert values == json.loads(json.dumps(surprise_values(surprising(atlas, "nevus", clarity=-1.0, carried=1.0))))
+    assert values == json.loads(json.dumps(surprise_values(surprising(atlas, "nevus", clarity=-1.0, carried=1.0)))) | {"files": []}
     assert values["document"] == "surprising-components"
     shown = run(app, ["surprising", str(world / "audit.yaml"), "--class", "nevus", "--clarity", "-1", "--carried", "1"])
     assert shown.exit_code == 0
     assert "mean nothing expected" in " ".join(shown.output.split())
+
+
+def test_the_page_shows_every_surprise_with_its_pictures(
+    world: Path, atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "clear_components", lambda _, __, chosen: ([0.5] * len(chosen), np.ones(len(chosen), dtype=bool)))
+    page, run = tmp_path / "page.html", CliRunner().invoke
+    asked = ["surprising", str(world / "audit.yaml"), "--class", "nevus", "--clarity", "-1", "--carried", "1", "--html", str(page)]
+    told = run(app, [*asked, "--json"])
+    assert told.exit_code == 0, told.output
+    values = json.loads(told.stdout)
+    assert values["files"] == [str(page)]
+    text = page.read_text()
+    assert len(values["found"]) > 1
+    for one in values["found"]:
+        assert f'id="component-{one["layer"]}-{one["component"]}"' in text
+        assert one["references"][0]["sample"] in text
+    for sentence in layer_sentences(surprising(atlas, "nevus", clarity=-1.0, carried=1.0)):
+        assert sentence in text
+    assert "<script" not in text
+    assert str(page) in run(app, [*asked, "--top", "1"]).output.replace("\n", "")
+    assert f"and {len(values['found']) - 1} more, each with less relevance" in page.read_text()
+
+
+def test_a_page_without_surprises_says_so(atlas: Atlas) -> None:
+    text = surprising_page(atlas, surprising(atlas, "melanoma", clarity=1.0, expected="valid"))
+    assert "No component is surprising" in text
+    assert "irregular border" not in text
+    assert "The concepts that a decision for the class may rest on: border" in text
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from semlens_audit import index, spec
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.polysemanticity import polysemanticity
 from semlens_audit.cli import app
 from semlens_audit.data import open_data
 from semlens_audit.errors import SpecError, SubjectError, UsageError
 from semlens_audit.execution import Execution
 from semlens_audit.plan import AuditPlan
+from semlens_audit.polysemanticity import polysemanticity
 from semlens_audit.progress import SilentProgress
 from semlens_audit.splitting.fit import Fit, Settings, bare, fit, write_fit
 from semlens_audit.stages import stage_inputs, stage_keys
@@ -65,12 +63,7 @@ def network():
 '''
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def values(layers: tuple[str, ...] = ("second",), *, virtual: bool = False, **changes: Any) -> dict[str, Any]:
@@ -277,6 +270,8 @@ def test_the_command_line_splits_says_why_and_writes(world: Path, split: Fit, tm
     assert told["split"] == [3, 4]
     assert told["file"] is None
     assert [row["split"] for row in told["looked"]] == [True, True]
+    assert {row["component"]: row["units"] for row in told["looked"]} == {3: [5, 6], 4: [7, 8]}
+    assert "split: 7 + 8" in shown.output
     none = run(app, [*arguments, "--polysemanticity", "1", "--out", str(tmp_path / "none.safetensors")])
     assert none.exit_code == 0
     assert "No component is split" in none.output
@@ -295,5 +290,6 @@ def test_every_part_of_a_run_takes_virtual_neurons(audited: AuditPlan, world: Pa
     assert {one["layer"] for one in record["class_layers"]} == {"second", UNITS}
     assert any(one["layer"] == UNITS for one in record["interventions"])
     assert any("2\u00a0components of second as two virtual neurons" in text for text in record["limitations"])
+    assert any("5 and 6 are component 3; 7 and 8 are component 4." in text for text in record["limitations"])
     listed = json.loads(CliRunner().invoke(app, ["layers", str(world / "virtual.yaml"), "--json", "--allow-code"]).stdout)
     assert next(row for row in listed["layers"] if row["name"] == UNITS)["components"] == 9

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from semlens_audit.scores import unit
-from semlens_audit.splitting.division import clarity_raised, divided, one_of_each
+from semlens_audit.splitting.division import Comparison, clarity_raised, divided, one_of_each, separation, silhouette
+from semlens_audit.splitting.fit import Looked, Settings, judged
 
 
 def spread(values: np.ndarray) -> float:
@@ -58,9 +59,10 @@ def test_clarity_and_its_p_value_are_those_of_every_division_looked_at() -> None
     assert found.before == pytest.approx(clarity(np.ones(8, dtype=bool)))
     assert found.groups == (pytest.approx(clarity(first)), pytest.approx(clarity(~first)))
     assert found.after == pytest.approx((3 * clarity(first) + 5 * clarity(~first)) / 8)
-    means = [vectors[first].mean(axis=0), vectors[~first].mean(axis=0)]
-    cosine = means[0] @ means[1] / np.linalg.norm(means[0]) / np.linalg.norm(means[1])
-    assert found.apart == pytest.approx(1 - max(cosine, 0.0))
+    between = float(np.mean([vectors[i] @ vectors[j] for i in range(3) for j in range(3, 8)]))
+    assert found.between == pytest.approx(between)
+    within = (1 - clarity(first) + 1 - clarity(~first)) / 2
+    assert found.separation == pytest.approx(1 - within / (1 - between))
     every = []
     for chosen in combinations(range(8), 3):
         mask = np.isin(np.arange(8), chosen)
@@ -68,6 +70,8 @@ def test_clarity_and_its_p_value_are_those_of_every_division_looked_at() -> None
     assert found.p == pytest.approx(np.mean(np.array(every) >= found.after - 1e-12), abs=0.02)
     assert clarity_raised(vectors, np.arange(8) < 1, np.random.default_rng(0)) is None
     assert clarity_raised(vectors, np.ones(8, dtype=bool), np.random.default_rng(0)) is None
+    assert clarity_raised(vectors, first, np.random.default_rng(0), fewest=4) is None
+    assert clarity_raised(vectors, first, np.random.default_rng(0), fewest=3, draws=9) is not None
 
 
 def test_where_groups_have_nothing_to_do_with_the_samples_p_values_are_even() -> None:
@@ -81,6 +85,70 @@ def test_where_groups_have_nothing_to_do_with_the_samples_p_values_are_even() ->
     for level in (0.05, 0.2, 0.5):
         share = np.mean(np.array(p) <= level)
         assert abs(share - level) < 3 * np.sqrt(level * (1 - level) / 300)
+
+
+def test_separation_of_groups_that_are_one_is_zero_however_small_they_are() -> None:
+    rng, found = np.random.default_rng(2), dict[int, float]()
+    for small in (2, 20):
+        drawn = []
+        for _ in range(400):
+            vectors = unit(rng.normal(size=(40, 8)) + 0.7)
+            compared = clarity_raised(vectors, np.arange(40) < small, rng, draws=1)
+            assert compared is not None
+            drawn.append(compared.separation)
+        found[small] = float(np.mean(drawn))
+        assert abs(found[small]) < 4 * np.std(drawn) / np.sqrt(400)
+    assert separation((1.0, 1.0), 0.2) == 1.0
+    assert separation((1.0, 1.0), 1.0) == 0.0
+    assert separation((0.5, 0.9), 0.4) == pytest.approx(0.5)
+    assert separation((0.2, 0.2), 0.4) < 0
+
+
+def test_silhouette_is_that_of_slow_distances() -> None:
+    rng = np.random.default_rng(5)
+    circuits, first = rng.normal(size=(12, 4)), np.arange(12) % 3 == 0
+    circuits[first] += 1.0
+    widths = []
+    for i in range(12):
+        apart = [float(np.linalg.norm(circuits[i] - circuits[j])) for j in range(12)]
+        own = np.mean([apart[j] for j in range(12) if first[j] == first[i] and j != i])
+        other = np.mean([apart[j] for j in range(12) if first[j] != first[i]])
+        widths.append((other - own) / max(own, other))
+    assert silhouette(circuits, first) == pytest.approx(np.mean(widths))
+    assert silhouette(circuits * 1e-5 + 3.0, first) == pytest.approx(np.mean(widths), rel=1e-4)
+    alone = silhouette(circuits, np.arange(12) == 0)
+    assert alone < silhouette(circuits, first)
+    assert silhouette(circuits, np.ones(12, dtype=bool)) == 0.0
+    assert silhouette(np.ones((4, 2)), np.arange(4) < 2) == 0.0
+    many = rng.normal(size=(2500, 3)) + (np.arange(2500) % 2)[:, None] * 9.0
+    assert silhouette(many, np.arange(2500) % 2 == 0) > 0.8, "as many as do not fit at once"
+
+
+def test_groups_that_are_one_have_no_silhouette_to_speak_of() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        circuits = rng.normal(size=(100, 16)) * np.array([2.0] * 2 + [1.0] * 14)
+        assert silhouette(circuits, divided(circuits)[1]) < 0.25
+        circuits[:40, 0] += 20.0
+        assert silhouette(circuits, divided(circuits)[1]) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("silhouette_width", "apart", "p", "reason"),
+    [
+        (0.7, 0.05, 0.001, ""), (0.3, 0.4, 0.001, ""), (0.7, 0.4, 0.001, ""), (0.3, 0.2, 0.001, "not distinct"),
+        (0.5, 0.3, 0.001, "not distinct"), (0.7, 0.4, 0.3, "no clearer"),
+    ],
+)  # fmt: skip
+def test_groups_are_kept_that_are_clearer_and_distinct_by_circuits_or_by_looks(
+    silhouette_width: float, apart: float, p: float, reason: str
+) -> None:
+    compared = Comparison((15, 15), 0.4, (0.6, 0.6), 0.6, 0.3, apart, p)
+    one = Looked(3, 0.5, (60, 40), silhouette_width, compared, 1.0, False, "", np.zeros((2, 4), dtype=np.float32))
+    few = Looked(4, 0.5, (60, 40), 0.9, None, 1.0, False, "too few shown", np.zeros((2, 4), dtype=np.float32))
+    found, other = judged([one, few], Settings("second"))
+    assert (found.kept, found.reason, found.adjusted) == (not reason, reason, pytest.approx(min(2 * p, 1.0)))
+    assert (other.kept, other.reason) == (False, "too few shown")
 
 
 def test_of_pictures_of_one_unit_one_counts() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,7 @@ from semlens_audit.virtual_header import SplitComponent, Splitting, read_splitti
 SIDE = 16
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Block(torch.nn.Module):
@@ -353,11 +348,14 @@ def test_parting_and_gathering_are_inverse() -> None:
 
 
 def splitting(**changes: object) -> Splitting:
-    one = SplitComponent(component=1, polysemanticity=0.5, sizes=(60, 40), clarity=0.4, clarity_split=0.7, apart=0.6, p=0.001)
+    one = SplitComponent(
+        component=1, polysemanticity=0.5, sizes=(60, 40), clarity=0.4, clarity_split=0.7, silhouette=0.6, separation=0.4, p=0.001
+    )  # fmt: skip
     values = {
         "layer": "second", "width": 6, "inputs": 5, "subject": "0" * 64, "preprocessing": Preprocessing(size=SIDE), "data": "1" * 64,
-        "foundation": "2" * 64, "polysemanticity": 0.3, "references": 100, "smallest": 10, "level": 0.05, "at_most": 64, "seed": 0,
-        "looked_at": 3, "splits": (one, one.model_copy(update={"component": 3})), "device": "cpu", "tool": "1",
+        "foundation": "2" * 64, "polysemanticity": 0.3, "references": 100, "smallest": 10, "level": 0.05,
+        "silhouette": 0.5, "separation": 0.3, "at_most": 64, "seed": 0, "looked_at": 3, "device": "cpu", "tool": "1",
+        "splits": (one, one.model_copy(update={"component": 3})),
     }  # fmt: skip
     return Splitting.model_validate(values | changes)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from semlens_audit.scores import gram
+from semlens_audit.units import all_different
 
-__all__ = ["Halves", "halves", "polysemanticity", "resampled_polysemanticity"]
+__all__ = ["Halves", "halves", "polysemanticity", "polysemanticity_and_draws", "resampled_polysemanticity"]
 
 _ROUNDS = 100
 _MOVES = 10
@@ -88,15 +89,37 @@ def resampled_polysemanticity(
     numpy.ndarray
         (K, B) float64 in [0, 1]; NaN for fewer than two reference samples.
     """
-    out = np.full(weights.shape[:2], np.nan)
+    return polysemanticity_and_draws(embeddings, present, weights, units)[1]
+
+
+def polysemanticity_and_draws(
+    embeddings: np.ndarray, present: np.ndarray, weights: np.ndarray, units: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`polysemanticity` and `resampled_polysemanticity`, for which the groups are looked for once.
+
+    Parameters
+    ----------
+    embeddings, present, weights, units
+        As in `resampled_polysemanticity`.
+
+    Returns
+    -------
+    value : numpy.ndarray
+        (K,) float64 in [0, 1]; NaN for fewer than two reference samples.
+    draws : numpy.ndarray
+        (K, B) float64 likewise.
+    """
+    value, draws = np.full(len(embeddings), np.nan), np.full(weights.shape[:2], np.nan)
     for start in range(0, len(embeddings), _CHUNK):
         part = slice(start, start + _CHUNK)
         inner, here = gram(np.ascontiguousarray(embeddings[part])), present[part]
+        own = None if units is None else units[part]
+        first = _divide(inner, here).first[:, None]
+        value[part] = _score(inner, here, here.astype(np.float64)[:, None], first, own)[:, 0]
         drawn = weights[part].astype(np.float64) * here[:, None]
-        first = np.broadcast_to(_divide(inner, here).first[:, None], drawn.shape)
-        first, _ = _settle(inner, drawn, first)
-        out[part] = _score(inner, here, drawn, first, None if units is None else units[part])
-    return out
+        settled, _ = _settle(inner, drawn, np.broadcast_to(first, drawn.shape))
+        draws[part] = _score(inner, here, drawn, settled, own)
+    return value, draws
 
 
 def halves(embeddings: np.ndarray, present: np.ndarray) -> Halves:
@@ -173,21 +196,38 @@ def _settle(inner: np.ndarray, weights: np.ndarray, first: np.ndarray) -> tuple[
     held : numpy.ndarray
         (K, S) ``sum_c W_c |mu_c|^2``, which the best division maximises; -inf where a group holds no weight.
     """
-    every = np.matmul(weights, inner)
+    first, held = first.copy(), np.full(first.shape[:2], -np.inf)
+    rows, places = np.arange(len(first))[:, None], np.tile(np.arange(first.shape[1]), (len(first), 1))
+    own, own_inner, every = weights, inner, np.matmul(weights, inner)
     for _ in range(_ROUNDS):
-        first_dots, (mass, other_mass), (size, other_size) = _groups(weights, first, inner, every)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            near = -2.0 * first_dots / mass[..., None] + (size / mass**2)[..., None]
-            far = -2.0 * (every - first_dots) / other_mass[..., None] + (other_size / other_mass**2)[..., None]
-        divided = (mass > 0) & (other_mass > 0)
-        # What lies in the middle stays: it would otherwise change its group for ever.
-        changed = np.where(np.abs(near - far) > _TIED, near < far, first) & divided[..., None] & (weights > 0)
-        if np.array_equal(changed & (weights > 0), first & (weights > 0) & divided[..., None]):
+        before = first[rows, places]
+        after, held[rows, places] = _nearest(own, before, own_inner, every)
+        changed = (after != before).any(axis=-1)
+        going = changed.any(axis=1)
+        if not going.any():
             break
-        first = np.where(divided[..., None], changed, first)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        held = np.where(divided, size / mass + other_size / other_mass, -np.inf)
+        first[rows, places] = after
+        # What has settled stays: only the divisions that go on are looked at again, as many of each component as of the busiest.
+        order = np.argsort(~changed[going], axis=1, kind="stable")[:, : int(changed.sum(axis=1).max())]
+        chosen = np.flatnonzero(going)[:, None]
+        own, every, places = own[chosen, order], every[chosen, order], places[chosen, order]
+        rows, own_inner = rows[going], own_inner[going]
     return first, held
+
+
+def _nearest(weights: np.ndarray, first: np.ndarray, inner: np.ndarray, every: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each sample in the group whose centre is nearer, as (K, S, m) bool; and ``sum_c W_c |mu_c|^2`` of the groups given, (K, S)."""
+    dots, (mass, other_mass), (size, other_size) = _groups(weights, first, inner, every)
+    divided = (mass > 0) & (other_mass > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # |v - mu_2|^2 - |v - mu_1|^2: positive in the first group.
+        nearer = dots * (2.0 / mass + 2.0 / other_mass)[..., None]
+        nearer -= every * (2.0 / other_mass)[..., None]
+        nearer += (other_size / other_mass**2 - size / mass**2)[..., None]
+        held = np.where(divided, size / mass + other_size / other_mass, -np.inf)
+        # What lies in the middle stays: it would otherwise change its group for ever.
+        after = (nearer > 0) & (np.abs(nearer) > _TIED) | first & ~(np.abs(nearer) > _TIED)
+    return np.where(divided[..., None], after & (weights > 0), first), held
 
 
 def _moved(inner: np.ndarray, weights: np.ndarray, first: np.ndarray) -> np.ndarray:
@@ -214,10 +254,19 @@ def _groups(
     """Inner products with the sum of the first group, masses of both groups, squared lengths of both sums."""
     one = weights * first
     dots = np.matmul(one, inner)
-    rest = weights - one
-    masses = (one.sum(axis=-1), rest.sum(axis=-1))
-    sizes = (np.maximum((one * dots).sum(axis=-1), 0.0), np.maximum((rest * (every - dots)).sum(axis=-1), 0.0))
-    return dots, masses, sizes
+    size, with_all, whole = _products(one, dots), _products(one, every), _products(weights, every)
+    masses = _sums(one), _sums(weights - one)
+    return dots, masses, (np.maximum(size, 0.0), np.maximum(whole - 2.0 * with_all + size, 0.0))
+
+
+def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(K, S) inner products of the rows of two (K, S, m)."""
+    return np.einsum("ksm,ksm->ks", one, other)
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """(K, S) sums of the rows of (K, S, m), each by itself: numpy's own sum over so short an axis takes several times as long."""
+    return np.einsum("ksm->ks", values)
 
 
 def _score(
@@ -225,12 +274,12 @@ def _score(
 ) -> np.ndarray:
     """(K, S) polysemanticity of given groups."""
     every = np.matmul(weights, inner)
-    dots, _, sizes = _groups(weights, first, inner, every)
-    cross = (weights * first * (every - dots)).sum(axis=-1)
+    dots, masses, sizes = _groups(weights, first, inner, every)
+    cross = _products(weights * first, every - dots)
     length = np.sqrt(sizes[0] * sizes[1])
     cosine = np.divide(cross, length, out=np.zeros_like(cross), where=length > _TIED**2)
-    mass = weights.sum(axis=-1)
-    whole = np.sqrt(np.maximum((weights * every).sum(axis=-1), 0.0))
+    mass = masses[0] + masses[1]
+    whole = np.sqrt(np.maximum(_products(weights, every), 0.0))
     alike = np.divide(whole, mass, out=np.zeros_like(whole), where=mass > 0)
     inside = first & present[:, None]
     members = [_members(part, units) for part in (inside, present[:, None] & ~inside)]
@@ -242,8 +291,9 @@ def _score(
 
 def _members(inside: np.ndarray, units: np.ndarray | None) -> np.ndarray:
     """(K, S) independent samples of a group (K, S, m)."""
-    if units is None:
-        return inside.sum(axis=-1)
+    here = inside.astype(np.float64)
+    if units is None or all_different(units):
+        return _sums(here)
     same = (units[:, :, None] == units[:, None, :]).astype(np.float64)
-    fellows = np.matmul(inside.astype(np.float64), same)
-    return np.rint(np.divide(inside, fellows, out=np.zeros_like(fellows), where=inside).sum(axis=-1))
+    fellows = np.matmul(here, same)
+    return np.rint(_sums(np.divide(here, fellows, out=np.zeros_like(fellows), where=inside)))

@@ -16,6 +16,7 @@ from semlens_audit.scores import EPSILON
 __all__ = ["DrawnMatches", "best_match", "drawn_matches", "drawn_redundancy", "redundancy"]
 
 _ROWS = 512
+_BLOCK = 128
 
 
 def redundancy(directions: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -95,7 +96,22 @@ def drawn_redundancy(drawn: Iterator[np.ndarray], known: np.ndarray) -> np.ndarr
     numpy.ndarray
         (B, K) float64; NaN where there is no match.
     """
-    return np.stack([best_match(one, one, known, known, itself=False)[1] for one in drawn])
+    return np.stack([_nearest_cosines(one, known) for one in drawn])
+
+
+def _nearest_cosines(directions: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """`redundancy`, every pair's inner product being formed once."""
+    rows = directions[known]
+    best = np.full(len(rows), -np.inf, dtype=rows.dtype)
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        table = rows[block] @ rows[start:].T
+        np.fill_diagonal(table, -np.inf)
+        np.maximum(best[start:], table.max(axis=0), out=best[start:])
+        np.maximum(best[block], table.max(axis=1), out=best[block])
+    found = np.full(len(known), np.nan)
+    found[known] = np.where(np.isfinite(best), np.clip(best, -1.0, 1.0), np.nan)
+    return found
 
 
 @dataclass(frozen=True)
