@@ -90,10 +90,10 @@ PICTURES = (
     Picture("train", "sae train", lines=12),
     Picture("latents", "describe audits/phantom-latents.yaml", "latents.html", "h2", ":nth-match(table, 1)"),
     Picture("latents-group", "describe audits/phantom-latents.yaml", "latents.html", _GROUP, _article(1)),
-    Picture("split", "split"),
-    Picture("unit-first", "label audits/phantom-units.yaml", "units.html", _UNIT.format(74), _UNIT.format(74)),
-    Picture("unit-second", "label audits/phantom-units.yaml", "units.html", _UNIT.format(75), _UNIT.format(75)),
-    Picture("surprising", "surprising audits/phantom-narrow.yaml"),
+    Picture("split", "split", lines=20),
+    Picture("unit-first", "label audits/phantom-units.yaml", "units.html", _UNIT.format(66), _UNIT.format(66)),
+    Picture("unit-second", "label audits/phantom-units.yaml", "units.html", _UNIT.format(67), _UNIT.format(67)),
+    Picture("surprising", "surprising audits/phantom-narrow.yaml", "surprising.html", "h1", _article(1)),
 )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from semlens_audit.cli.shell import AsJson, AuditFile, print_json, read_plan, verb
+from semlens_audit.cli.shell import AsJson, AuditFile, print_json, read_plan, say_ties, verb
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +50,7 @@ def surprising(
     plan = read_plan(audit)
     chosen = chosen_class(plan, class_name)
     with Atlas(plan) as atlas:
+        say_ties(atlas)
         layers = chosen_layers(plan, layer)
         found = found_by.surprising(atlas, chosen, layers=layers, expected=expected, carried=carried, clarity=clarity)
         if html is not None:
