@@ -50,6 +50,7 @@ from semlens_audit.sensitivity import compare
 from semlens_audit.stages import stage_inputs
 from semlens_audit.standing import qualification_file, standing
 from semlens_audit.store import Store
+from semlens_audit.ties import tied_of
 
 __all__ = ["read_record", "record_digest", "run", "write_record"]
 
@@ -66,6 +67,13 @@ class _Cached(BaseModel):
     scenarios: tuple[Scenario, ...] = ()
     influences: influence.Influences | None = None
     """None, or of another version: computed anew from the evidence, nothing else being measured again."""
+    tied: dict[str, tuple[int, int]] | None = None
+    """Components whose reference samples tie, see `semlens_audit.ties.tied_of`; None: computed anew in the same way."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it is computed anew."""
+        return self.influences is not None and self.influences.version == influence.VERSION and self.tied is not None
 
 
 def run(
@@ -131,12 +139,12 @@ def run(
         key = key if comparisons else digest([key, "without comparisons"])
         payload = None if anew else store.get_measurement(key)
         cached = None if payload is None else _Cached.model_validate_json(payload)
-        if cached is None or cached.influences is None or cached.influences.version != influence.VERSION:
+        if cached is None or not cached.whole:
             evidence = _evidence(plan, data, store, allow_code=allow_code, progress=progress, execution=execution)
             flows = Flows(plan, evidence)
             cached = cached or _measure(plan, data, evidence, quantities, flows, progress, comparisons=comparisons)
             moved = influence.influences(plan, data, evidence, cached.measurements, quantities, flows=flows)
-            payload = cached.model_copy(update={"influences": moved}).model_dump_json()
+            payload = cached.model_copy(update={"influences": moved, "tied": tied_of(evidence.layers)}).model_dump_json()
             store.put_measurement(key, payload)
             cached = _Cached.model_validate_json(payload)
         definitions = influence.definitions(plan, stage_inputs(plan, data, store.file_digest)["probes"])
@@ -269,6 +277,7 @@ def _record(
                 interventions=interventions,
                 qualified=stands.statement,
                 lock=held.record if held else None,
+                tied=cached.tied,
             )
         ),
         environment=provenance.environment(),

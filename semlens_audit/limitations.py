@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from semlens_audit.measure import Measurements
 from semlens_audit.paths import resolve
@@ -10,6 +10,7 @@ from semlens_audit.plan import AuditPlan
 from semlens_audit.records import UNQUALIFIED, InterventionRecord
 from semlens_audit.release_records import LockRecord
 from semlens_audit.sae_header import autoencoder_of, read_dictionary
+from semlens_audit.ties import remark
 from semlens_audit.virtual_header import read_splitting, virtual_of
 from semlens_audit.wording import count, format_measured, join
 
@@ -28,6 +29,7 @@ def limitations(
     interventions: Sequence[InterventionRecord] = (),
     qualified: str = UNQUALIFIED,
     lock: LockRecord | None = None,
+    tied: Mapping[str, tuple[int, int]] | None = None,
 ) -> Iterator[str]:
     """Sentences for the report, most consequential first.
 
@@ -41,6 +43,8 @@ def limitations(
         What is known of the instrument's error rates, see `semlens_audit.standing`.
     lock
         The lock it ran under; none: it was not locked.
+    tied
+        Components whose reference samples tie, see `semlens_audit.ties.tied_of`.
     """
     yield (
         "The audit looks for the concepts that the spec declares. A shortcut that nobody declared shows only as "
@@ -53,6 +57,9 @@ def limitations(
                 f"{format_measured(place.unexplained)} of the relevance for {place.class_name}: what they "
                 "stand for is open."
             )
+    said = remark(tied or {}, plan.audit.measurement)
+    if said:
+        yield f"{said} What these components are said to mean rests on it."
     yield from _interventions(plan, interventions)
     yield (
         "The findings hold for test data like the one described here. A concept that the data never shows, or always "

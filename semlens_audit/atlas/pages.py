@@ -35,13 +35,13 @@ from markupsafe import Markup
 from semlens_audit import __version__
 from semlens_audit.atlas.cards import ComponentCard
 from semlens_audit.atlas.opening import Atlas
-from semlens_audit.atlas.ties import remarks
 from semlens_audit.digest import digest_bytes
 from semlens_audit.errors import UsageError
 from semlens_audit.pages import Fact
 from semlens_audit.picture_budget import compressed
 from semlens_audit.plan import MeasurementSettings
 from semlens_audit.rendering import ON_SCREEN, render, replace
+from semlens_audit.ties import remark, tied_of
 from semlens_audit.wording import count, format_share, shorten
 
 __all__ = ["BUDGET", "longest_share", "percent", "render_page", "sources", "write_page"]
@@ -111,6 +111,7 @@ def sources(atlas: Atlas) -> tuple[Fact, ...]:
     """What a page of this atlas was made from: audit, model, data, foundation model."""
     audit, evidence = atlas.plan.audit, atlas.evidence
     model, meaning = evidence.subject, evidence.foundation
+    tied = remark(tied_of(atlas.layers.values()), audit.measurement)
     weights = f"weights {shorten(str(model['weights_sha256']))}" if "weights_sha256" in model else ""
     return (
         Fact("Audit", f"{audit.audit}: {audit.title}"),
@@ -120,7 +121,7 @@ def sources(atlas: Atlas) -> tuple[Fact, ...]:
         Fact("Foundation model", f"{meaning['name']}, digest {shorten(str(meaning['sha256']))}"),
         Fact("Concept embedding", _concept_embedding(audit.measurement)),
         Fact("Reference samples", f"{audit.measurement.reference_samples} of each component, chosen by {audit.measurement.selection}"),
-        *(Fact("Tied", remark.replace("`", "")) for remark in remarks(atlas)),
+        *([Fact("Tied", tied.replace("`", ""))] if tied else []),
     )
 
 

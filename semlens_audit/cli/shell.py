@@ -107,11 +107,12 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def say_ties(atlas: Atlas) -> None:
-    """Say on stderr where the reference samples of an index are no choice, see `semlens_audit.atlas.ties`."""
-    from semlens_audit.atlas.ties import remarks
+    """Say on stderr where the reference samples of an index are no choice, see `semlens_audit.ties`."""
+    from semlens_audit.ties import remark, tied_of
 
-    for remark in remarks(atlas):
-        say(remark, err=True)
+    said = remark(tied_of(atlas.layers.values()), atlas.plan.audit.measurement)
+    if said:
+        say(said, err=True)
 
 
 def print_json(value: Any) -> None:

@@ -19,6 +19,7 @@ from semlens_audit.limitations import limitations
 from semlens_audit.measure import Measurements, measure
 from semlens_audit.plan import AuditPlan
 from semlens_audit.records import AuditRecord
+from semlens_audit.store import Store
 from tests.golden.sample_record import small
 from tests.unit import index_world as world
 from tests.unit import synthetic
@@ -55,6 +56,28 @@ class TestRun:
         again = engine.run(plan, now=NOW, command="semlens-audit run audit.yaml")
         assert again == record
         assert engine.record_digest(again) == engine.record_digest(record)
+
+    def test_reference_samples_that_tie_are_a_limitation_and_found_anew_where_a_cache_lacks_them(
+        self, plan: AuditPlan, record: AuditRecord, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stored: list[str] = []
+        kept = Store.get_measurement
+
+        def older(store: Store, key: str) -> str | None:
+            payload = kept(store, key)
+            if payload is None or stored:
+                return payload
+            stored.append(payload)
+            return json.dumps({name: value for name, value in json.loads(payload).items() if name != "tied"})
+
+        monkeypatch.setattr(Store, "get_measurement", older)
+        monkeypatch.setattr(engine, "tied_of", lambda layers: {layer.layer: (2, layer.components) for layer in layers})
+        again = engine.run(plan, now=NOW, command="semlens-audit run audit.yaml")
+        assert stored
+        assert json.loads(stored[0])["tied"] == {}
+        (said,) = set(again.limitations) - set(record.limitations)
+        assert said.startswith("The reference samples of 2 of ")
+        assert again.findings == record.findings
 
     def test_it_names_no_folder_of_this_machine(self, plan: AuditPlan, record: AuditRecord) -> None:
         assert str(Path(plan.audit_file).parent) not in record.model_dump_json()

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semlens_audit.atlas import origins, ties
+from semlens_audit import ties
+from semlens_audit.atlas import origins
 from semlens_audit.wording import format_share
 from tests import documentation, pictures
 
@@ -25,17 +26,17 @@ def test_tied_reference_samples_are_counted() -> None:
     ("selection", "pooling", "mended"), [("activation", "max", True), ("activation", "mean", False), ("relevance", "max", False)]
 )
 def test_a_remark_says_which_layers_and_what_to_do(selection: str, pooling: str, mended: bool) -> None:
-    tied = SimpleNamespace(reference_ids=np.array([[0, 1], [2, 3]]), activations=np.array([[6.0, 6.0], [6.0, 5.0]]), components=2)
-    free = SimpleNamespace(reference_ids=np.array([[0, 1]]), activations=np.array([[2.0, 1.0]]), components=1)
-    settings = SimpleNamespace(selection=selection, pooling=pooling)
-    atlas: Any = SimpleNamespace(plan=SimpleNamespace(audit=SimpleNamespace(measurement=settings)), layers={"last": tied, "first": free})
-    (said,) = ties.remarks(atlas)
+    ids, values = np.array([[0, 1], [2, 3]]), np.array([[6.0, 6.0], [6.0, 5.0]])
+    last: Any = SimpleNamespace(layer="last", reference_ids=ids, activations=values, components=2)
+    first: Any = SimpleNamespace(layer="first", reference_ids=ids[:1], activations=np.array([[2.0, 1.0]]), components=1)
+    settings: Any = SimpleNamespace(selection=selection, pooling=pooling)
+    assert ties.tied_of([last, first]) == {"last": (1, 2)}
+    said = ties.remark(ties.tied_of([last, first]), settings)
     assert "1 of 2\u00a0components of last" in said
     assert f"the same {selection}" in said
     assert ("`pooling: mean`" in said) is mended
     assert "first" not in said
-    atlas.layers.pop("last")
-    assert ties.remarks(atlas) == ()
+    assert ties.remark(ties.tied_of([first]), settings) == ""
 
 
 def test_a_virtual_neuron_names_its_component(monkeypatch: pytest.MonkeyPatch) -> None:

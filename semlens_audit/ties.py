@@ -7,12 +7,15 @@ whatever stands first in the data.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 
-from semlens_audit.atlas.opening import Atlas
+from semlens_audit.evidence import LayerEvidence
+from semlens_audit.plan import MeasurementSettings
 from semlens_audit.wording import count, join
 
-__all__ = ["remarks", "tied"]
+__all__ = ["remark", "tied", "tied_of"]
 
 
 def tied(reference_ids: np.ndarray, values: np.ndarray) -> int:
@@ -36,18 +39,31 @@ def tied(reference_ids: np.ndarray, values: np.ndarray) -> int:
     return int(((reference_ids >= 0).all(axis=1) & (values[:, 0] == values[:, -1]) & (values[:, 0] != 0)).sum())
 
 
-def remarks(atlas: Atlas) -> tuple[str, ...]:
-    """A sentence on the layers of an index whose components have tied reference samples; none where there are none."""
-    settings = atlas.plan.audit.measurement
-    found = {name: tied(layer.reference_ids, layer.activations) for name, layer in atlas.layers.items()}
-    places = [f"{number:,} of {count(atlas.layers[name].components, 'component')} of {name}" for name, number in found.items() if number]
+def tied_of(layers: Iterable[LayerEvidence]) -> dict[str, tuple[int, int]]:
+    """Layer -> components with tied reference samples, see `tied`, and all components; layers without any are left out."""
+    found = {layer.layer: (tied(layer.reference_ids, layer.activations), layer.components) for layer in layers}
+    return {name: numbers for name, numbers in found.items() if numbers[0]}
+
+
+def remark(tied: Mapping[str, tuple[int, int]], settings: MeasurementSettings) -> str:
+    """A sentence on layers whose components have tied reference samples; empty where there are none.
+
+    Parameters
+    ----------
+    tied
+        See `tied_of`.
+    settings
+        What the reference samples were chosen by.
+    """
+    places = [f"{number:,} of {count(of, 'component')} of {layer}" for layer, (number, of) in tied.items()]
     if not places:
-        return ()
-    if settings.selection == "activation" and settings.pooling == "max":
-        mend = " With `pooling: mean` or `selection: relevance` in `measurement` of the audit, they are told apart."
-    else:
-        mend = ""
+        return ""
+    mend = (
+        " With `pooling: mean` or `selection: relevance` in `measurement` of the audit, they are told apart."
+        if settings.selection == "activation" and settings.pooling == "max"
+        else ""
+    )
     return (
         f"The reference samples of {join(places)} all have the same {settings.selection}, so that which of the samples that reach it are"
-        f" shown goes by their order in the data.{mend}",
+        f" shown goes by their order in the data.{mend}"
     )
