@@ -9,8 +9,6 @@ carry; and a latent that is switched off is taken out, while what the autoencode
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
@@ -19,9 +17,10 @@ from semlens_audit.layouts import Layout, first_tensor, grid_of, layout_of, pref
 from semlens_audit.lrp_modes import Propagate
 from semlens_audit.networks import nearest_layer
 from semlens_audit.paths import resolve
-from semlens_audit.plan import AuditPlan, Preprocessing
+from semlens_audit.plan import AuditPlan
 from semlens_audit.sae.model import SparseAutoencoder, load_autoencoder
-from semlens_audit.sae_header import Places, Training, autoencoder_of
+from semlens_audit.sae_header import Places, autoencoder_of
+from semlens_audit.spliced_origin import require_origin
 
 __all__ = ["Latents", "Vectors", "splice", "splice_audited", "vectors_of"]
 
@@ -279,7 +278,10 @@ def splice_audited(plan: AuditPlan, model: torch.nn.Module, sha256: str) -> None
         path = resolve(plan, one.file)
         autoencoder, training = load_autoencoder(path, one.k)
         if training is not None:
-            _require_same(training, one.layer, sha256, subject.preprocessing, path)
+            require_origin(
+                training, one.layer, sha256, subject.preprocessing, path,
+                was="The autoencoder was trained", hint="Train one with `semlens-audit sae train`, and name that.",
+            )  # fmt: skip
         splice(model, one.layer, autoencoder, size, training.places if training is not None else "all")
     audited = [layer for layer in plan.audit.layers if autoencoder_of(plan.audit, layer)]
     if audited and plan.audit.measurement.attribution == "lrp":
@@ -287,24 +289,3 @@ def splice_audited(plan: AuditPlan, model: torch.nn.Module, sha256: str) -> None
             "lrp-not-applicable", f"Layer {audited[0]!r} is the latents of an autoencoder, which have no rule of relevance propagation.",
             "Set measurement.attribution: activation_x_gradient, or auto.",
         )  # fmt: skip
-
-
-def _require_same(training: Training, layer: str, sha256: str, preprocessing: Preprocessing, path: Path) -> None:
-    hint = "Train one with `semlens-audit sae train`, and name that."
-    if training.layer != layer:
-        raise SubjectError(
-            "other-layer", f"The autoencoder was trained on layer {training.layer!r}, not on {layer!r}.", hint, file=str(path)
-        )
-    if training.subject != sha256:
-        raise SubjectError(
-            "other-subject",
-            "The autoencoder was trained on another network: SHA-256 of its tensors "
-            f"{training.subject[:16]}…, of the audited one {sha256[:16]}….",
-            hint, file=str(path),
-        )  # fmt: skip
-    if training.preprocessing != preprocessing:
-        said, now = training.preprocessing.model_dump(), preprocessing.model_dump()
-        differs = ", ".join(f"{name} {said[name]} instead of {now[name]}" for name in said if said[name] != now[name])
-        raise SubjectError(
-            "other-preprocessing", f"The autoencoder was trained under another preprocessing: {differs}.", hint, file=str(path)
-        )

@@ -20,7 +20,8 @@ from semlens_audit.layouts import first_tensor, replace_first
 from semlens_audit.lrp_modes import Propagate
 from semlens_audit.networks import nearest_layer
 from semlens_audit.paths import resolve
-from semlens_audit.plan import AuditPlan, Preprocessing
+from semlens_audit.plan import AuditPlan
+from semlens_audit.spliced_origin import require_origin
 from semlens_audit.virtual.circuits import Given, Place, circuits, detached_copy, nearest, place_of
 from semlens_audit.virtual_header import Splitting, read_splitting, virtual_of
 
@@ -270,7 +271,10 @@ def splice_virtual_audited(plan: AuditPlan, model: torch.nn.Module, sha256: str)
     for one in subject.virtual_neurons:
         path = resolve(plan, one.file)
         components, centroids, said = load_splitting(path)
-        _require_same(said, one.layer, sha256, subject.preprocessing, path)
+        require_origin(
+            said, one.layer, sha256, subject.preprocessing, path,
+            was="Components were split", hint="Split the layer with `semlens-audit split`, and name that file.",
+        )  # fmt: skip
         splice_virtual(model, one.layer, components, centroids, subject.preprocessing.size)
     audited = [layer for layer in plan.audit.layers if virtual_of(plan.audit, layer)]
     if audited and plan.audit.measurement.attribution == "lrp":
@@ -278,21 +282,3 @@ def splice_virtual_audited(plan: AuditPlan, model: torch.nn.Module, sha256: str)
             "lrp-not-applicable", f"Layer {audited[0]!r} has virtual neurons, which have no rule of relevance propagation.",
             "Set measurement.attribution: activation_x_gradient, or auto.",
         )  # fmt: skip
-
-
-def _require_same(said: Splitting, layer: str, sha256: str, preprocessing: Preprocessing, path: Path) -> None:
-    hint = "Split the layer with `semlens-audit split`, and name that file."
-    if said.layer != layer:
-        raise SubjectError("other-layer", f"Components of layer {said.layer!r} were split, not of {layer!r}.", hint, file=str(path))
-    if said.subject != sha256:
-        raise SubjectError(
-            "other-subject",
-            f"Components of another network were split: SHA-256 of its tensors {said.subject[:16]}…, of the audited one {sha256[:16]}….",
-            hint, file=str(path),
-        )  # fmt: skip
-    if said.preprocessing != preprocessing:
-        then, now = said.preprocessing.model_dump(), preprocessing.model_dump()
-        differs = ", ".join(f"{name} {then[name]} instead of {now[name]}" for name in then if then[name] != now[name])
-        raise SubjectError(
-            "other-preprocessing", f"Components were split under another preprocessing: {differs}.", hint, file=str(path)
-        )
