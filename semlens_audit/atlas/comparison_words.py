@@ -94,7 +94,8 @@ def _moved(found: LayerComparison) -> list[str]:
     if not changed:
         return [f"No concept gained or lost relevance for {found.class_name} by more than noise."]
     parts = [
-        f"{row.concept or 'what is unexplained'} from {percent(row.first.value)} to {percent(row.second.value)}" for row in changed[:4]
+        f"{_spoken(row.concept) or 'what is unexplained'} from {percent(row.first.value)} to {percent(row.second.value)}"
+        for row in changed[:4]
     ]
     more = f"; {count(len(changed) - 4, 'concept')} less" if len(changed) > 4 else ""
     return [f"Relevance for {found.class_name} moved: {join(parts)}{more}."]
@@ -108,9 +109,14 @@ def _apart(found: LayerComparison, state: State) -> list[str]:
     row = next(row for row in found.shares if row.state == state)
     relevance = f" with {percent(row.share.value)} of the relevance for {found.class_name}" if row.share is not None else ""
     where = side_name(found, "second" if state == "learned" else "first")
-    parts = [f"{'all' if number == len(members) > 1 else f'{number:,}'} counted for {name}" for name, number in meant]
+    parts = [f"{'all' if number == len(members) > 1 else f'{number:,}'} counted for {_spoken(name)}" for name, number in meant]
     concepts = f": {join(parts)}" if meant else ""
     return [f"Only {where} has {count(len(members), f'{state} component')}{relevance}{concepts}."]
+
+
+def _spoken(concept: str | None) -> str:
+    """A concept's id as words of a sentence."""
+    return (concept or "").replace("_", " ")
 
 
 def similarity_rows(found: LayerComparison | LayerChanges) -> list[tuple[str, ...]]:
