@@ -2,10 +2,9 @@
 
 k-means finds two groups in anything. How distinct they look depends on how many components a circuit has: what sets two things apart is
 most of a circuit of 32 components and a small part of one of 320, so that no bound on a silhouette carries over from one layer to
-another. The *shape* of the circuits along the line between the two centres does. Two groups leave a valley between them; one does not,
-whatever its spread, its skew or its tails. On the very circuits that the centres were found from, the line itself would make a valley,
-the deeper the more components there are. Each circuit is therefore placed on the line of those of the other parts (cross-fitting). Pure
-functions of NumPy.
+another. The *shape* of the circuits along the line between the two centres does. Two groups leave a valley between them; one hardly does,
+whatever its spread. On the very circuits that the centres were found from, the line itself would make a valley, the deeper the more
+components there are. Each circuit is therefore placed on the line of those of the other parts (cross-fitting). Pure functions of NumPy.
 """
 
 from __future__ import annotations
