@@ -133,7 +133,7 @@ def differences(
             found.append(f"attribution {join(sorted(methods))} instead of {qualified.attributions[kind]}")
     if kind in qualified.layers and len(layers) != len(qualified.layers[kind]):
         found.append(f"{count(len(layers), 'audited layer')} instead of {len(qualified.layers[kind])}")
-    found += [f"{layer} is the latents of a sparse autoencoder" for layer in layers if autoencoder_of(plan.audit, layer)]
+    found += [f"latents of a sparse autoencoder in {layer}" for layer in layers if autoencoder_of(plan.audit, layer)]
     found += [f"virtual neurons in {layer}" for layer in layers if virtual_of(plan.audit, layer)]
     own, default = shared_settings(settings), shared_settings(MeasurementSettings())
     for name, value in own.items():

@@ -48,7 +48,9 @@ class SplitComponent(_Said):
     separation
         How far apart the clusters are in the eyes of the foundation model, see `semlens_audit.splitting.division.separation`.
     p
-        Of the permutation test, adjusted over all components that were looked at.
+        Of the permutation test of clarity, adjusted over all components that were looked at.
+    dip, p_dip
+        How deep the valley between the clusters of circuits is, and its p, adjusted likewise; see `semlens_audit.splitting.modes.valley`.
     """
 
     component: int
@@ -59,6 +61,8 @@ class SplitComponent(_Said):
     silhouette: float
     separation: float
     p: float
+    dip: float
+    p_dip: float
 
 
 class Splitting(_Said):
@@ -80,7 +84,7 @@ class Splitting(_Said):
         SHA-256 of the manifest of the images.
     foundation
         SHA-256 of the foundation model that polysemanticity and clarity were measured with.
-    polysemanticity, references, smallest, level, silhouette, separation, at_most, seed
+    polysemanticity, references, smallest, level, separation, at_most, seed
         Settings, see `semlens_audit.splitting.fit.Settings`.
     looked_at
         Components whose circuits were computed.
@@ -104,7 +108,6 @@ class Splitting(_Said):
     references: int
     smallest: int
     level: float
-    silhouette: float
     separation: float
     at_most: int
     seed: int

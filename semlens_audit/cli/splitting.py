@@ -29,15 +29,15 @@ def split(
         int, typer.Option(min=4, max=10_000, help="Samples that activate a component most, whose circuits are divided.")
     ] = 100,
     smallest: Annotated[int, typer.Option(min=2, max=5_000, help="Samples that each of the two groups has to have.")] = 10,
-    level: Annotated[float, typer.Option(min=1e-6, max=0.5, help="Highest adjusted p of a split that is kept.")] = 0.05,
-    silhouette: Annotated[
-        float, typer.Option(min=-1.0, max=1.0, help="Over this mean silhouette width, the two groups of circuits are distinct.")
-    ] = 0.5,
+    level: Annotated[
+        float,
+        typer.Option(min=1e-6, max=0.5, help="Highest adjusted p: of being clearer, and of a valley between the two groups of circuits."),
+    ] = 0.05,
     separation: Annotated[
         float,
         typer.Option(
-            min=0.0, max=1.0, help="Over this, the two groups look distinct: 1 less the difference of reference samples of one group over "
-            "that of samples of different groups.",
+            min=-1.0, max=1.0, help="Over this, the two groups are distinct by looks, whatever their circuits: 1 less the difference of "
+            "reference samples of one group over that of samples of different groups.",
         ),
     ] = 0.3,
     at_most: Annotated[
@@ -59,8 +59,9 @@ def split(
 
     Of each component over the declared polysemanticity, the samples that activate it most are divided in two by their circuits: which
     components of the layer's input drive it, by activation x gradient. A split is kept only where the reference samples of the index are
-    significantly clearer within the two groups than within random ones, and where the groups are distinct: either their circuits are, or
-    what the foundation model sees in the reference samples is. Components that stand for one thing stay whole.
+    significantly clearer within the two groups than within random ones, and where the groups are distinct: either their circuits leave a
+    valley between them that one group would hardly leave (dip test), or the foundation model finds samples of one group far more alike.
+    Components that stand for one thing stay whole.
 
     To audit the virtual neurons, name the file in [cyan]subject.virtual_neurons[/] of the audit and [cyan]LAYER.virtual.units[/] among
     its layers.
@@ -76,7 +77,7 @@ def split(
     from semlens_audit.work import Bench, LocalEngine
 
     plan = read_plan(audit, check_files=False)  # the file that is going to be written may be named in it already
-    settings = Settings(layer, polysemanticity, references, smallest, level, silhouette, separation, at_most)
+    settings = Settings(layer, polysemanticity, references, smallest, level, separation, at_most)
     with Atlas(bare(plan, layer), where.max_memory) as atlas, show_progress(quiet) as progress:
         engine = LocalEngine(Bench(atlas.plan, atlas.data, allow_code=allow_code, execution=where))
         with placed_in_audit(plan):

@@ -1,12 +1,12 @@
 """Components of a layer that stand for two things, split by what drives them (PURE, Dreyer et al. 2024, arXiv 2404.06453).
 
-A component over the declared polysemanticity is split where the circuits of the samples that activate it most fall into two groups, where
-these groups are clearer than chance, and where they are distinct, by circuits or by looks. For clarity and looks, the reference samples
-of the index are divided as the spliced network divides any sample, and held against random divisions; p-values are adjusted over all
-components that were looked at (Benjamini and Hochberg). Being clearer than chance is not enough: k-means divides the circuits of any
-component, and what divides them differs a little in looks too. Groups are distinct where circuits are far nearer to those of their own
-group than to those of the other (`silhouette`), or where the foundation model finds samples of one group far more alike than samples
-of different ones (`separation`). Either will do: that two things share what surrounds them is no reason to take them for one.
+A component over the declared polysemanticity is split where two groups of circuits of the samples that activate it most are clearer than
+chance, and where they are distinct, by circuits or by looks. For clarity and looks, the reference samples of the index are divided as the
+spliced network divides any sample, and held against random divisions. Being clearer than chance is not enough: k-means divides the
+circuits of any component, and what divides them differs a little in looks too. Groups are distinct where circuits leave a valley between
+them that circuits of one group would hardly leave (`semlens_audit.splitting.modes`), or where the foundation model finds samples of one
+group far more alike than samples of different ones (`separation`). Either will do: that two things share what surrounds them is no reason
+to take them for one. Both p-values are adjusted over all components that were looked at (Benjamini and Hochberg).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from semlens_audit.polysemanticity import polysemanticity
 from semlens_audit.progress import Progress
 from semlens_audit.sae_header import LATENTS
 from semlens_audit.splitting.division import Comparison, clarity_raised, divided, one_of_each, silhouette
+from semlens_audit.splitting.modes import valley
 from semlens_audit.splitting.samples import circuit_pass, top_samples
 from semlens_audit.statistics import benjamini_hochberg
 from semlens_audit.virtual.circuits import nearest, place_of
@@ -55,9 +56,10 @@ class Settings:
     smallest
         Samples that each of the two groups has to have, and as large a share of the reference samples that are compared.
     level
-        Highest adjusted p of a split: most share of false ones among those that are significant, in expectation.
-    silhouette, separation
-        Over which groups of circuits, or else groups of reference samples, are distinct; see `semlens_audit.splitting.division`.
+        Highest adjusted p, of clarity and of circuits: most share of false ones among those that are significant, in expectation.
+    separation
+        Over which groups of reference samples are distinct even where those of circuits are not; see
+        `semlens_audit.splitting.division.separation`.
     at_most
         Components that are looked at, the most polysemantic ones: each that is split costs a backward pass through the layer for every
         batch in which its virtual neurons are observed.
@@ -68,7 +70,6 @@ class Settings:
     references: int = 100
     smallest: int = 10
     level: float = 0.05
-    silhouette: float = 0.5
     separation: float = 0.3
     at_most: int = 64
 
@@ -85,27 +86,32 @@ class Looked:
         Samples in either group of circuits.
     silhouette
         Mean silhouette width of these groups; 0 where there are none.
+    dip, p_dip
+        Whether there is a valley between them, see `semlens_audit.splitting.modes.valley`; 0 and 1 where there are none.
     comparison
         Clarity of its reference samples; ``None`` where they could not be compared.
-    adjusted
-        p-value of the comparison, adjusted; 1 where there is none.
-    kept
-        Whether it is split.
+    adjusted, adjusted_dip
+        p-values of the comparison and of the dip, adjusted; 1 where there is no comparison.
     reason
-        Why not, in a few words; empty where it is.
+        Why it is not split, in a few words; empty where it is.
     centroids
         (2, C) float32 mean circuits.
+    kept
+        Whether it is split.
     """
 
     component: int
     polysemanticity: float
     sizes: tuple[int, int]
     silhouette: float
+    dip: float
+    p_dip: float
     comparison: Comparison | None
-    adjusted: float
-    kept: bool
     reason: str
     centroids: np.ndarray
+    adjusted: float = 1.0
+    adjusted_dip: float = 1.0
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,19 +237,20 @@ def _looked(
     units = atlas.evidence.units
     for component, circuits in passes:
         own = circuits[np.searchsorted(asked[component], most[component])]
-        own = own[np.abs(own).sum(axis=1) > 0]
+        driven = np.abs(own).sum(axis=1) > 0
+        own, owners = own[driven], units[most[component][driven]]
         value = float(several[component])
         if len(own) < 2 * settings.smallest:
             reason = f"only {len(own)} samples"
             nothing = np.zeros((2, circuits.shape[1]), dtype=np.float32)
-            yield component, Looked(component, value, (len(own), 0), 0.0, None, 1.0, False, reason, nothing)
+            yield component, Looked(component, value, (len(own), 0), 0.0, 0.0, 1.0, None, reason, nothing)
             continue
         centroids, first = divided(own)
         sizes, distinct = (int(first.sum()), int((~first).sum())), silhouette(own, first)
         kept = centroids.astype(np.float32)
         if sizes[1] < settings.smallest:
             reason = "group too small"
-            yield component, Looked(component, value, sizes, distinct, None, 1.0, False, reason, kept)
+            yield component, Looked(component, value, sizes, distinct, 0.0, 1.0, None, reason, kept)
             continue
         ranks = np.flatnonzero(stored.reference_ids[component] >= 0)
         ids = stored.reference_ids[component][ranks]
@@ -253,23 +260,22 @@ def _looked(
         rng = generator(atlas.plan, "splitting", settings.layer, str(component))
         fewest = -(-settings.smallest * len(ids) // settings.references)
         comparison = clarity_raised(np.asarray(stored.embeddings[component])[ranks], gate, rng, fewest)
-        reason = "" if comparison else "too few shown"
-        yield component, Looked(component, value, sizes, distinct, comparison, 1.0, False, reason, kept)
+        yield component, Looked(
+            component, value, sizes, distinct, *valley(own[one_of_each(owners)]), comparison, "" if comparison else "too few shown", kept
+        )
 
 
 def judged(looked: Sequence[Looked], settings: Settings) -> tuple[Looked, ...]:
     """The same with p-values adjusted over all of them, and what follows from these and from how distinct the groups are."""
-    p = np.array([1.0 if one.comparison is None else one.comparison.p for one in looked])
+    p = np.array([(1.0, 1.0) if one.comparison is None else (one.comparison.p, one.p_dip) for one in looked]).reshape(-1, 2)
     result = []
-    for one, adjusted in zip(looked, benjamini_hochberg(p).tolist(), strict=True):
+    for one, clearer, valley_left in zip(looked, *(benjamini_hochberg(side).tolist() for side in p.T), strict=True):
         reason = one.reason if one.comparison is None else ""
-        if one.comparison is not None and adjusted > settings.level:
+        if one.comparison is not None and clearer > settings.level:
             reason = "no clearer"
-        elif one.comparison is not None and not (
-            one.silhouette > settings.silhouette or one.comparison.separation > settings.separation
-        ):
+        elif one.comparison is not None and not (valley_left <= settings.level or one.comparison.separation > settings.separation):
             reason = "not distinct"
-        result.append(replace(one, adjusted=adjusted, kept=not reason, reason=reason))
+        result.append(replace(one, adjusted=clearer, adjusted_dip=valley_left, kept=not reason, reason=reason))
     return tuple(result)
 
 
@@ -289,15 +295,15 @@ def write_fit(atlas: Atlas, engine: Engine, found: Fit, out: Path) -> Splitting:
             SplitComponent(
                 component=one.component, polysemanticity=one.polysemanticity, sizes=one.sizes, clarity=one.comparison.before,
                 clarity_split=one.comparison.after, silhouette=one.silhouette, separation=one.comparison.separation, p=one.adjusted,
+                dip=one.dip, p_dip=one.adjusted_dip,
             )
         )
     said = Splitting(
         layer=settings.layer, width=found.components, inputs=found.inputs, subject=bench.subject.sha256,
         preprocessing=bench.subject.preprocessing, data=bench.data.sha256, foundation=str(atlas.evidence.foundation["sha256"]),
         polysemanticity=settings.polysemanticity, references=settings.references, smallest=settings.smallest, level=settings.level,
-        silhouette=settings.silhouette, separation=settings.separation,
-        at_most=settings.at_most, seed=atlas.plan.audit.seed, looked_at=len(found.looked), splits=tuple(splits),
-        device=describe(bench.device), tool=__version__,
+        separation=settings.separation, at_most=settings.at_most, seed=atlas.plan.audit.seed, looked_at=len(found.looked),
+        splits=tuple(splits), device=describe(bench.device), tool=__version__,
     )  # fmt: skip
     tensors = {
         "components": torch.tensor([one.component for one in found.kept], dtype=torch.int64),

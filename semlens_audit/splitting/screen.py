@@ -34,6 +34,9 @@ def _row(one: Looked) -> dict[str, Any]:
         "polysemanticity": one.polysemanticity,
         "sizes": list(one.sizes),
         "silhouette": one.silhouette if one.sizes[1] else None,
+        "dip": None if compared is None else one.dip,
+        "p_dip": None if compared is None else one.p_dip,
+        "p_dip_adjusted": one.adjusted_dip,
         "compared": None if compared is None else list(compared.sizes),
         "clarity": None if compared is None else compared.before,
         "clarity_split": None if compared is None else compared.after,
@@ -53,8 +56,7 @@ def summary(found: Fit) -> str:
     said = (
         f"{settings.layer}: {found.over:,} of {found.judged:,} components with reference samples have a polysemanticity over "
         f"{settings.polysemanticity:g}; {len(found.kept):,} of {len(found.looked):,} that were looked at are split: clearer at an "
-        f"adjusted p of at most {settings.level:g}, and distinct by a silhouette over {settings.silhouette:g} or a separation over "
-        f"{settings.separation:g}."
+        f"adjusted p of at most {settings.level:g}, and distinct by circuits at such a p or by a separation over {settings.separation:g}."
     )
     if found.over > len(found.looked):
         said += f" {found.over - len(found.looked):,} less polysemantic ones were not looked at: raise --at-most."
@@ -70,8 +72,8 @@ def print_fit(found: Fit) -> None:
     if found.looked:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
         for name, side in (
-            ("component", "right"), ("poly-\nsemantic", "right"), ("samples", "right"), ("silhou-\nette", "right"), ("clarity", "right"),
-            ("within\ngroups", "right"), ("sepa-\nration", "right"), ("adj.\np", "right"), ("", "left"),
+            ("component", "right"), ("poly-\nsemantic", "right"), ("samples", "right"), ("clarity", "right"), ("within\ngroups", "right"),
+            ("clearer:\nadj. p", "right"), ("circuits:\nadj. p", "right"), ("sepa-\nration", "right"), ("", "left"),
         ):  # fmt: skip
             table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
         units = found.units
@@ -81,11 +83,11 @@ def print_fit(found: Fit) -> None:
                 str(one.component),
                 f"{one.polysemanticity:.2f}",
                 f"{one.sizes[0]} + {one.sizes[1]}" if one.sizes[1] else str(one.sizes[0]),
-                f"{one.silhouette:.2f}" if one.sizes[1] else "–",
                 "–" if compared is None else f"{compared.before:.3f}",
                 "–" if compared is None else f"{compared.after:.3f}",
-                "–" if compared is None else f"{compared.separation:.2f}",
                 "–" if compared is None else f"{one.adjusted:.2g}",
+                "–" if compared is None else f"{one.adjusted_dip:.2g}",
+                "–" if compared is None else f"{compared.separation:.2f}",
                 Text("split: {} + {}".format(*units[one.component]), style="green") if one.kept else Text(one.reason, style="dim"),
             )
         console.print(table)
@@ -95,9 +97,10 @@ def print_fit(found: Fit) -> None:
         settings = found.settings
         console.print(
             Text(
-                f"Samples: of the {settings.references} that activate a component most, in either group of circuits. Silhouette: how "
-                f"distinct these groups are. Clarity: mean cosine of the up to {found.compared} reference samples of the index, together, "
-                "and within their groups. Separation: 1 less the difference of reference samples within groups over that between them. "
+                f"Samples: of the {settings.references} that activate a component most, in either group of circuits. Clarity: mean "
+                f"cosine of the up to {found.compared} reference samples of the index, together, and within their groups. Clearer: p of "
+                "such a clarity in random groups. Circuits: p of such a valley between the groups in circuits of one group (dip test). "
+                "Separation: 1 less the difference of reference samples within groups over that between them. "
                 f"Split: the units of {units_of(settings.layer)} that it becomes. Too few shown: hardly any of the index's reference "
                 "samples is of one of the groups.",
                 style="dim",

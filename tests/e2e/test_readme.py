@@ -30,7 +30,7 @@ VERDICTS = {"run", "gate", "diff", "waiver"}
 PASSPHRASE = "correct horse"
 CUT = {"--latents": "32", "--epochs": "4"}
 """Values of options on small audits."""
-MORE = {"split": ["--level", "0.5", "--separation", "0", "--silhouette", "-1", "--at-most", "8"]}
+MORE = {"split": ["--level", "0.5", "--separation", "-1", "--at-most", "8"]}
 """Options that small audits take in addition: with six reference samples no split is significant."""
 WRITTEN = ("found.html", "labels.html", "melanoma.html", "graph.html", "measures.html", "compare.html", "latents.html", "units.html",
            "surprising.html")  # fmt: skip

@@ -140,6 +140,7 @@ def test_units_for_two_colours_are_split_and_others_left_whole(split: Fit) -> No
         assert one.sizes == (EACH, EACH)
         assert one.comparison.after > one.comparison.before
         assert one.adjusted <= 0.05
+        assert (one.dip, one.p_dip) == (pytest.approx(0.25, abs=0.05), 1 / 10_000), "as far apart as groups can be"
 
 
 def test_with_every_component_looked_at_significance_leaves_single_ones_whole(world: Path) -> None:

@@ -134,20 +134,21 @@ def test_groups_that_are_one_have_no_silhouette_to_speak_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("silhouette_width", "apart", "p", "reason"),
+    ("p_dip", "apart", "p", "reason"),
     [
-        (0.7, 0.05, 0.001, ""), (0.3, 0.4, 0.001, ""), (0.7, 0.4, 0.001, ""), (0.3, 0.2, 0.001, "not distinct"),
-        (0.5, 0.3, 0.001, "not distinct"), (0.7, 0.4, 0.3, "no clearer"),
+        (0.001, 0.05, 0.001, ""), (0.3, 0.4, 0.001, ""), (0.001, 0.4, 0.001, ""), (0.3, 0.2, 0.001, "not distinct"),
+        (0.04, 0.3, 0.001, "not distinct"), (0.025, 0.3, 0.025, ""), (0.001, 0.4, 0.3, "no clearer"),
     ],
 )  # fmt: skip
 def test_groups_are_kept_that_are_clearer_and_distinct_by_circuits_or_by_looks(
-    silhouette_width: float, apart: float, p: float, reason: str
+    p_dip: float, apart: float, p: float, reason: str
 ) -> None:
     compared = Comparison((15, 15), 0.4, (0.6, 0.6), 0.6, 0.3, apart, p)
-    one = Looked(3, 0.5, (60, 40), silhouette_width, compared, 1.0, False, "", np.zeros((2, 4), dtype=np.float32))
-    few = Looked(4, 0.5, (60, 40), 0.9, None, 1.0, False, "too few shown", np.zeros((2, 4), dtype=np.float32))
+    one = Looked(3, 0.5, (60, 40), 0.3, 0.1, p_dip, compared, "", np.zeros((2, 4), dtype=np.float32))
+    few = Looked(4, 0.5, (60, 40), 0.9, 0.2, 0.0001, None, "too few shown", np.zeros((2, 4), dtype=np.float32))
     found, other = judged([one, few], Settings("second"))
     assert (found.kept, found.reason, found.adjusted) == (not reason, reason, pytest.approx(min(2 * p, 1.0)))
+    assert found.adjusted_dip == pytest.approx(min(2 * p_dip, 1.0)), "those that could not be compared are counted, with 1"
     assert (other.kept, other.reason) == (False, "too few shown")
 
 

@@ -349,12 +349,13 @@ def test_parting_and_gathering_are_inverse() -> None:
 
 def splitting(**changes: object) -> Splitting:
     one = SplitComponent(
-        component=1, polysemanticity=0.5, sizes=(60, 40), clarity=0.4, clarity_split=0.7, silhouette=0.6, separation=0.4, p=0.001
+        component=1, polysemanticity=0.5, sizes=(60, 40), clarity=0.4, clarity_split=0.7, silhouette=0.6, separation=0.4, p=0.001,
+        dip=0.1, p_dip=0.002,
     )  # fmt: skip
     values = {
         "layer": "second", "width": 6, "inputs": 5, "subject": "0" * 64, "preprocessing": Preprocessing(size=SIDE), "data": "1" * 64,
         "foundation": "2" * 64, "polysemanticity": 0.3, "references": 100, "smallest": 10, "level": 0.05,
-        "silhouette": 0.5, "separation": 0.3, "at_most": 64, "seed": 0, "looked_at": 3, "device": "cpu", "tool": "1",
+        "separation": 0.3, "at_most": 64, "seed": 0, "looked_at": 3, "device": "cpu", "tool": "1",
         "splits": (one, one.model_copy(update={"component": 3})),
     }  # fmt: skip
     return Splitting.model_validate(values | changes)
