@@ -277,7 +277,8 @@ def test_a_program_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> N
 
 
 def test_answers_that_nobody_asked_for_are_refused(tmp_path: Path) -> None:
-    source = f"print('{GREETING}'); print('{{\"words\": []}}', flush=True); input()"
+    # both lines in one piece, so that the second is there when the first has been read
+    source = f"import sys; sys.stdout.write('{GREETING}\\n{{\"words\": []}}\\n'); sys.stdout.flush(); input()"
     with pytest.raises(ExecutionError) as caught, CandidateProgram(command(tmp_path, source), 60) as program:
         program.candidates(ASKED, None, layer="layer3", component=0)
     assert "without being asked" in str(caught.value)
