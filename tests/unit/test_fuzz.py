@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,4 +25,6 @@ def test_fuzzing_finds_nothing(name: str, runs: int) -> None:
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"Done {runs} runs" in done.stderr
+    tried = re.search(r"^Done (\d+) runs", done.stderr, re.MULTILINE)
+    assert tried is not None, done.stderr[-3000:]
+    assert int(tried[1]) >= runs
