@@ -98,7 +98,7 @@ def draft_concepts(atlas: Atlas, found: Description, *, top: int = 5, examples: 
         raise UsageError(
             "no-run",
             "No run of this very spec, audit and index has told what is explained.",
-            "Run `semlens-audit run` with the audit first.",
+            "Run `semlens-audit run` with the audit first; what was written elsewhere with --out is not looked for.",
         )
     groups = [(layer, group) for layer in found.layers for group in layer.groups if group.kind in ("label", "alike")]
     groups.sort(key=lambda one: -one[1].share)
