@@ -38,6 +38,7 @@ _AUDITS = ("audits/phantom-shortcut.yaml", "audits/phantom-clean.yaml")
 _MARGIN = 24
 _GROUP = ":nth-match(section.evidence, 1) > h3"
 """Heading of a page's first group of components."""
+_RULER = "section.evidence:has(> h3:has-text('Ruler'))"
 _UNIT = "[id='component-layer3.virtual.units-{}']"
 _TERMINAL = (
     "body { margin: 0; background: #fff; color: #1a1a1a; } pre { margin: 0; padding: 20px 24px; width: max-content; "
@@ -89,7 +90,7 @@ PICTURES = (
     Picture("compare-learned", "compare audits/phantom-clean.yaml", "compare.html", _GROUP, _article(1)),
     Picture("train", "sae train", lines=12),
     Picture("latents", "describe audits/phantom-latents.yaml", "latents.html", "h2", ":nth-match(table, 1)"),
-    Picture("latents-group", "describe audits/phantom-latents.yaml", "latents.html", _GROUP, _article(1)),
+    Picture("latents-group", "describe audits/phantom-latents.yaml", "latents.html", f"{_RULER} > h3", f"{_RULER} article"),
     Picture("split", "split", lines=20),
     Picture("unit-first", "label audits/phantom-units.yaml", "units.html", _UNIT.format(66), _UNIT.format(66)),
     Picture("unit-second", "label audits/phantom-units.yaml", "units.html", _UNIT.format(67), _UNIT.format(67)),
