@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from semlens_audit import index
-from semlens_audit.atlas.dissect import soft_wpmi
 from semlens_audit.atlas.embedded_words import EmbeddedWords, embed_words
 from semlens_audit.atlas.labels import Label, label_components
 from semlens_audit.atlas.opening import Atlas
@@ -41,6 +40,7 @@ from semlens_audit.spec import read_plan
 from semlens_audit.views import normalised
 from semlens_audit.work import Bench
 from tests.benchmarks import naming_scores
+from tests.benchmarks.dissect import soft_wpmi
 from tests.benchmarks.naming_scores import Naming, Truth
 
 ROOT = Path(__file__).resolve().parents[2]

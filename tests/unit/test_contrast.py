@@ -53,6 +53,16 @@ class TestFormulas:
         across = positives - along[:, None] * directions
         assert np.allclose(left - (left * directions).sum(axis=1, keepdims=True) * directions, across)
 
+    def test_it_finds_what_a_shared_background_hides(self) -> None:
+        rng = np.random.default_rng(5)
+        background, concept, other = np.eye(12)[:3]
+        candidates = unit(3 * background + rng.standard_normal((200, 12)) * 0.1 + other * rng.random((200, 1)))
+        positives = unit(3 * background + concept + rng.standard_normal((10, 12)) * 0.1)
+        chosen = candidates[contrasts(positives, candidates, np.ones(200, dtype=bool))]
+        means = {gamma: unit(project_out(positives, chosen, gamma).mean(axis=0)) for gamma in (0.0, 1.0)}
+        assert means[0.0] @ concept < 0.4
+        assert means[1.0] @ concept > 0.9
+
     def test_without_a_contrastive_sample_all_is_left(self) -> None:
         assert (project_out(np.ones((2, 3)), np.zeros((2, 3)), 1.0) == 1).all()
 
